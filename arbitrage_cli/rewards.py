@@ -72,11 +72,13 @@ class PrmRater:
         self._requests[slot] = request
 
     def tick(self) -> list[RewardUpdate]:
-        requests, self._requests = self._requests, {}
+        requests = self._requests
+        self._requests = {}
         return [self._rate(slot, request) for slot, request in requests.items()]
 
     def _rate(self, slot: int, request: RateSteps) -> RewardUpdate:
-        rewards, total = [], Cost()
+        rewards = []
+        total = Cost()
         try:
             for step in request.steps:
                 logits, cost = self._logits(slot, request.trace, step)
@@ -113,7 +115,9 @@ class PrmRater:
 
     def _logits(self, slot: int, trace: Trace, step: Step) -> tuple[Floats, Cost]:
         """Return the logits (n_vocab,) of the token that judges a step, and the cost of computing them."""
-        sequence, ids, began = self._sequences[slot], self._ids(trace, step), self._clock()
+        sequence = self._sequences[slot]
+        ids = self._ids(trace, step)
+        began = self._clock()
         num_read = self._read(sequence, ids)
         read = self._clock()
         (logits,) = decode([(sequence, ids[-1:])])
@@ -192,7 +196,9 @@ class Continuations:
         # Of two equal texts, one may be a finished solution and the other a solution that was cut.
         steps, index, is_right = self._known.get(key, ((), 0, False))
         if key not in self._known or (index < len(steps)) is trace.finished:
-            whole, steps, prefixes = Trace(trace.problem, trace.limits, list(trace.decisions)), [], [key]
+            whole = Trace(trace.problem, trace.limits, list(trace.decisions))
+            steps = []
+            prefixes = [key]
             while not whole.finished:
                 step: Step = yield WriteStep("target", whole)
                 whole.add(Decision(kept=step))

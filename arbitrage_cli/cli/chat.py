@@ -67,7 +67,8 @@ class _Prompt:
     """The command loop of a chat. If `shows_answers` is true, answers are printed to standard output."""
 
     def __init__(self, conversation: "RoutedConversation", display: Display, *, shows_answers: bool) -> None:
-        self._conversation, self._display = conversation, display
+        self._conversation = conversation
+        self._display = display
         self._shows_answers = shows_answers
         self._commands: Mapping[str, Callable[[str], None]] = {
             "/policy": self._choose_policy,

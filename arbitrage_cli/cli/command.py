@@ -49,7 +49,8 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
 
     def decorate(function: Command) -> Command:
         hints = get_type_hints(function, include_extras=True)
-        described, hidden = {**OPTIONS, **own}, [name for name in HIDDEN if name not in own]
+        described = {**OPTIONS, **own}
+        hidden = [name for name in HIDDEN if name not in own]
         inputs = [one for one in _inputs(function, hints) if one.name not in (*INVOCATION, *without)]
 
         @functools.wraps(function)

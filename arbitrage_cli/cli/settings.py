@@ -49,7 +49,8 @@ def use_settings(context: typer.Context, config: Path | None) -> Path:
             typer.echo(line, err=True)
     path = config or settings_file()
     if config or path.is_file():
-        values, names = _read(path, root, context.command_path.split()[1]), _settings(context.command)
+        values = _read(path, root, context.command_path.split()[1])
+        names = _settings(context.command)
         context.default_map = {names[option]: value for option, value in values.items() if option in names}
     return path
 

@@ -130,7 +130,9 @@ def measure_and_keep(
             probes = probe(backends, limit=limit / 8)
         cards = {role: backend.card for role, backend in backends.items()}
     disturbed = _disturbed(probes, on_gpu) | {role for role, threads in most.items() if free < threads}
-    created, machine, loading = formatting.timestamp(), machine_here(), loading_of(load)
+    created = formatting.timestamp()
+    machine = machine_here()
+    loading = loading_of(load)
     models = {
         role: Tuned(
             machine,
@@ -177,7 +179,8 @@ def try_threads(
     that it includes threads that wait for a processor.
     """
     best: dict[int, float] = {}
-    tokens, began = _tokens(backend), clock()
+    tokens = _tokens(backend)
+    began = clock()
     for number in range(THREAD_ROUNDS if len(counts) > 1 else 1):
         if number and clock() - began > min(THREAD_SECONDS, limit):
             break

@@ -112,7 +112,8 @@ def bill(prices: Prices, finished: Finished) -> Bill:
 
     Returns None if a server did not report the tokens of a prompt. The estimate is None if the target works alone.
     """
-    trace, check = finished.trace, finished.trace.check
+    trace = finished.trace
+    check = trace.check
     is_routed = any(decision.draft for decision in trace.decisions)
     steps = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
     steps += [*(check.discarded if check else []), *trace.rollouts]

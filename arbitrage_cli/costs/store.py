@@ -85,7 +85,8 @@ class Tuned:
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
             raise ValueError(f"{self.threads} threads")
-        batches, prefill = self.costs.batches, (self.costs.prefill_token, self.costs.prefill_call)
+        batches = self.costs.batches
+        prefill = (self.costs.prefill_token, self.costs.prefill_call)
         if min(batches) < LEAST_SECONDS or max(*batches, *prefill) > MOST_SECONDS or list(batches) != sorted(batches):
             raise ValueError("token costs out of range")
         if self.age < timedelta(days=-1):
@@ -249,6 +250,7 @@ def find_measurements(sources: ByRole[str], load: LoadOptions, note: Note = log.
     known = {tuned.key: tuned for tuned in cache.tuned if not tuned.is_disturbed or tuned.age < ABOUT_AGE}
     if not known:  # avoids the slow import of llama.cpp, and reading the models' files
         return {}
-    machine, loading = machine_here(), loading_of(load)
+    machine = machine_here()
+    loading = loading_of(load)
     found = {role: known.get((machine, sha256_seen(parts), loading)) for role, parts in files.items()}
     return {role: tuned for role, tuned in found.items() if tuned}

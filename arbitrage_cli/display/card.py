@@ -44,7 +44,9 @@ def write_card(card: Json, stream: TextIO, *, sha256: str) -> None:
 
 
 def _about(card: Json, sha256: str) -> Iterator[tuple[str, str]]:
-    data, architecture, table = card["data"], card["metrics"]["architecture"], TauTable.from_json(card["taus"])
+    data = card["data"]
+    architecture = card["metrics"]["architecture"]
+    table = TauTable.from_json(card["taus"])
     units = architecture["recipe"]["units"]
     form = f"average of {architecture['members']} networks with {units} units each" if units else "logistic regression"
     yield "router", form
@@ -71,7 +73,8 @@ def _size(part: Json) -> str:
 def _verdict(card: Json) -> list[str]:
     baselines: dict[str, list[str]] = {}
     for baseline, (_, low, high) in card["metrics"].get("leads", {}).items():
-        better, worse = low is not None and low > 0, high is not None and high < 0
+        better = low is not None and low > 0
+        worse = high is not None and high < 0
         baselines.setdefault("better than" if better else "worse than" if worse else "no better than", []).append(baseline)
     if not baselines:
         return []
@@ -98,7 +101,8 @@ def _figure(figure: Sequence[float | None] | None) -> str:
 
 
 def _taus(card: Json) -> Iterator[RenderableType]:
-    table, data = TauTable.from_json(card["taus"]), card["data"]
+    table = TauTable.from_json(card["taus"])
+    data = card["data"]
     calibrated = data.get("taus_of")
     source = ", ".join(run["name"] for run in calibrated["runs"]) if calibrated else "held-out problems"
     yield paragraph(f"effect of tau, estimated from {formatting.count(table.num_solutions, 'solution')} of {source}")

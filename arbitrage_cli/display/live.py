@@ -21,7 +21,8 @@ LOCAL_FLAGS = 3  # index in the attributes of a terminal
 class LiveScreen:
     """A `Screen` on a terminal."""
 
-    is_live, interval = True, REDRAW_SECONDS
+    is_live = True
+    interval = REDRAW_SECONDS
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -55,7 +56,8 @@ class LiveScreen:
         A line of one row is truncated. Of other lines, the last rows are shown if there is room.
         """
         columns, height = self._console.size
-        room, rows = height - 1 - sum(line.rows == 1 for line in region), list[Text]()
+        room = height - 1 - sum(line.rows == 1 for line in region)
+        rows: list[Text] = []
         for line in region:
             if line.rows == 1:
                 row = Text.assemble(line.margin, *line.parts)

@@ -157,7 +157,8 @@ def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO)
     """Write the facts, the table and the notes. Raises the same errors as `write`."""
     policies, verdict = figures["policies"], figures["verdict"]
     shown = known(TERMINAL, policies)
-    labels, width = [policy["label"] for policy in policies], width_of(stream)
+    labels = [policy["label"] for policy in policies]
+    width = width_of(stream)
     for spare in SPARE:
         table = _table(shown, policies, labels, figures["n"])
         if Console(width=sys.maxsize).measure(table).minimum <= width:
@@ -178,7 +179,8 @@ def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO)
 def write_comparison(comparison: Json, stream: TextIO) -> None:
     """Write the comparison of two runs. Raises the same errors as `write`."""
     entries, (first, second) = comparison["policies"], comparison["runs"]
-    names, count = " against ".join(dict.fromkeys(comparison["dataset"])), max(entry["n"] for entry in entries)
+    names = " against ".join(dict.fromkeys(comparison["dataset"]))
+    count = max(entry["n"] for entry in entries)
     print_to(
         stream,
         *(paragraph(f"{names}: first {first}, second {second}", "bold"), ""),

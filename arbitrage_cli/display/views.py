@@ -65,8 +65,11 @@ class _StepInProgress:
         elif isinstance(event, Writing):
             if event.model != self.writer or self.num_tokens:  # otherwise the prefill continues
                 self.draft_text = self.text if (self.writer, event.model) == ("draft", "target") else ""
-                self.writer, self.text, self.num_tokens = event.model, "", 0
-                self.is_thought, self.began = event.trace.phase == "think", now
+                self.writer = event.model
+                self.text = ""
+                self.num_tokens = 0
+                self.is_thought = event.trace.phase == "think"
+                self.began = now
             self.number = len(event.trace.decisions) + 1
             self.state = f"prefill {event.num_unread} tokens" if event.num_unread > 1 else "0 tokens"
 
@@ -92,7 +95,8 @@ class SolveView:
         if isinstance(event, AttemptStarted | AttemptEnded | RequestEnded):
             return []
         if isinstance(event, Started) and self._run.num_problems == 1:  # in a chat, the figures are those of one question
-            self._totals, self._began = wording.Totals(), None
+            self._totals = wording.Totals()
+            self._began = None
         self._totals.add(event)
         self._began = now if self._began is None else self._began
         if isinstance(event, Started):
@@ -113,7 +117,8 @@ class SolveView:
     def region(self, now: float) -> list[Line]:
         if not self._steps:
             return []
-        progress, summary = self._progress(now), wording.summary(self._totals.figures)
+        progress = self._progress(now)
+        summary = wording.summary(self._totals.figures)
         if self._run.concurrency > 1:
             counts = wording.joined(f"{formatting.count(len(self._steps), 'problem')} at once", progress)
             return [Line.of((text, style), rows=1) for text, style in ((counts, "bold"), (summary, "dim")) if text]
@@ -145,10 +150,12 @@ class SolveView:
 
     def _progress(self, now: float) -> str:
         """Return the seconds so far of the only problem, or how many problems are done."""
-        seconds, planned = self._elapsed(now), self._run.num_problems
+        seconds = self._elapsed(now)
+        planned = self._run.num_problems
         if planned == 1:
             return f"{seconds:.0f} s"
-        finished, done = self._totals.finished, self._run.num_done + self._totals.finished
+        finished = self._totals.finished
+        done = self._run.num_done + self._totals.finished
         if planned is None:
             return f"{done} finished"
         left = (planned - done) * seconds / finished if finished and done < planned else None
@@ -176,7 +183,8 @@ class SolveView:
 
     def _last_lines(self, finished: Finished, now: float) -> list[Line]:
         """Return the answer or the failure of a problem, and notes about it."""
-        lines, trace = list[Line](), finished.trace
+        lines: list[Line] = []
+        trace = finished.trace
         figures = tally_of(finished)
         facts = [
             wording.times(figures, finished.target_alone_seconds),
@@ -196,7 +204,8 @@ class SolveView:
 
     def _answer(self, finished: Finished) -> list[tuple[str, str]]:
         """Return the answer and the limit that the solution reached, unless only an answer follows on the same terminal."""
-        found, ending = self._run.find_answer(finished.trace.text), wording.ending(finished)
+        found = self._run.find_answer(finished.trace.text)
+        ending = wording.ending(finished)
         if found and not ending and self._run.answers_follow and self._run.concurrency == 1:
             return []
         answer = (
@@ -209,7 +218,8 @@ def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iter
     """Yield a line about the decision at an index, the text of the step, and its explanation, if there is one."""
     decision = trace.decisions[index]
     kept, discarded = decision.kept, decision.discarded
-    color, is_same = CHOICES[decision.choice], wording.is_same(decision)
+    color = CHOICES[decision.choice]
+    is_same = wording.is_same(decision)
     draft = f", {discarded.model} {discarded.num_tokens} {discarded.seconds:.2f} s" if discarded else ""
     facts = [
         (f"  {decision.choice or '':<8}", color),
@@ -243,7 +253,8 @@ class RunView:
     """A view of a benchmark or collection: a table of the policies and the current attempt. Failures stay."""
 
     def __init__(self, progress: RunProgress, now: float, *, shows_attempts: bool) -> None:
-        self._progress, self._num_before = progress, progress.finished
+        self._progress = progress
+        self._num_before = progress.finished
         self._shows_attempts = shows_attempts
         self._began = now
         self._in_flight: dict[str, str] = {}  # policies by problem
@@ -256,7 +267,8 @@ class RunView:
             self._step = _StepInProgress()
         elif isinstance(event, AttemptEnded):
             self._in_flight.pop(event.problem, None)
-            self._progress, self._last = event.progress, wording.attempt(event)
+            self._progress = event.progress
+            self._last = wording.attempt(event)
             if self._shows_attempts:
                 return [Line.of(wording.joined(f"{self._counts} {self._last}", self._time_left(now)))]
             return [Line.of((self._last, "bold red"))] if event.verdict == "error" else []
@@ -286,7 +298,8 @@ class RunView:
 
     def _time_left(self, now: float) -> str:
         """Return the estimated time left, from the mean time of the attempts so far."""
-        finished, left = self._progress.finished - self._num_before, self._progress.planned - self._progress.finished
+        finished = self._progress.finished - self._num_before
+        left = self._progress.planned - self._progress.finished
         estimate = left * (now - self._began) / finished if finished and left else None
         return wording.time_left(estimate and min(estimate, self._progress.ends - now))
 

@@ -90,7 +90,8 @@ def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = Fals
 
 def _rule(run: RunInfo) -> list[str]:
     """Return the router, the tau and the meaning of the score, if there is a score."""
-    route, policy = run.route, run.route.policy
+    route = run.route
+    policy = route.policy
     if route.tau is None:
         return []
     router = f", router {run.settings['router']}" if run.settings.get("router") else ""
@@ -181,7 +182,8 @@ def times(figures: Tally, alone: float | None) -> str:
 
 def summary(figures: Tally) -> str:
     """Return the steps, and the tokens and the speed of each model, or an empty string if there are no tokens."""
-    steps, tokens = formatting.count(figures.target_steps, "step"), []
+    steps = formatting.count(figures.target_steps, "step")
+    tokens = []
     if figures.drafted_steps:
         steps = f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
         discarded = f" ({figures.wasted_tokens} discarded)" if figures.wasted_tokens else ""

@@ -24,7 +24,8 @@ class Calibration:
     """
 
     def __init__(self) -> None:
-        self._seen, self._matched = [0] * len(KEPT), [0] * len(KEPT)
+        self._seen = [0] * len(KEPT)
+        self._matched = [0] * len(KEPT)
         self.credit = 0.0
 
     def record(self, confidence: float, *, matched: bool) -> None:
@@ -73,7 +74,8 @@ class Acceptance:
             return [*accumulate(map(self.calibration.chance, place.confidences[: min(place.num_left, room)]), mul)]
         seen, matched = self._seen[place.source], self._matched[place.source]
         overall = (sum(matched) + EXPECTED[place.source] * PRIOR_TOKENS) / (sum(seen) + PRIOR_TOKENS)
-        chances, chance = list[float](), 1.0
+        chances: list[float] = []
+        chance = 1.0
         for number in range(place.num_matched, place.num_matched + min(place.num_left, room)):
             bucket = _bucket(number)
             chance *= (matched[bucket] + overall * PRIOR_TOKENS) / (seen[bucket] + PRIOR_TOKENS)

@@ -86,7 +86,8 @@ class ChatPrompt:
         style: PromptStyle = DEFAULT_STYLE,
         variables: Fields = MappingProxyType({}),
     ) -> None:
-        self._instructions, self._step_end = style.instructions.strip(), style.step_end
+        self._instructions = style.instructions.strip()
+        self._step_end = style.step_end
         self._layouts = Layouts(template, variables, has_instructions=self._instructions != "")
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
@@ -107,11 +108,14 @@ class ChatPrompt:
     @property
     def own_format(self) -> ThinkFormat | None:
         """The model's thinking format, or None if its markers do not occur in the template."""
-        form, source = self.think_format, self._layouts.source
+        form = self.think_format
+        source = self._layouts.source
         return form if form.end in source or form.start in source else None
 
     def _thinks_by_default(self, state_if_off: PhaseState) -> bool | None:
-        form, source, layout = self.think_format, self._layouts.source, self._layouts.question
+        form = self.think_format
+        source = self._layouts.source
+        layout = self._layouts.question
         state = form.state_after(layout.end)
         if state != "open":
             return state == "thoughts"
@@ -132,7 +136,8 @@ class ChatPrompt:
 
     def segments(self, problem: Problem) -> list[Segment]:
         """Return a problem's prompt. Raises TemplateError if the template does not render every message."""
-        roles, thinks = (*(turn.role for turn in problem.turns), *QUESTION), bool(problem.thinks)
+        roles = (*(turn.role for turn in problem.turns), *QUESTION)
+        thinks = bool(problem.thinks)
         is_default = thinks == bool(self.thinks_by_itself) and problem.thinks is not False
         switch = None if is_default else thinks
         instructions = self._instructions if problem.system is None else problem.system.strip()
@@ -160,7 +165,8 @@ class ChatPrompt:
         return segments
 
     def _phase_start(self, layout: "Layout", thinks: bool | None) -> str:
-        form, state = self.think_format, self.think_format.state_after(layout.end)
+        form = self.think_format
+        state = form.state_after(layout.end)
         if thinks:
             return "" if state == "thoughts" else form.opens
         if state == "thoughts":
@@ -170,7 +176,8 @@ class ChatPrompt:
 
     def step_text(self, trace: Trace, prefix: str = "") -> StepText:
         """Return the text of the next step, which will not contain the model's markers."""
-        form, thinks = self.think_format, trace.phase == "think"
+        form = self.think_format
+        thinks = trace.phase == "think"
         return StepText(
             prefix,
             THOUGHT_END if thinks else self._step_end,
@@ -238,7 +245,9 @@ class Layouts:
     """The layouts of one model's template, or plain question-and-answer layouts if there is no template."""
 
     def __init__(self, template: str | Render | None, variables: Fields, *, has_instructions: bool) -> None:
-        self._template, self._variables, self._has_instructions = template, variables, has_instructions
+        self._template = template
+        self._variables = variables
+        self._has_instructions = has_instructions
         self.layout = lru_cache(MAX_LAYOUTS)(self._make)
 
     @cached_property

@@ -46,7 +46,9 @@ class OpenProblem:
 
     def prepare(self, trace: Trace) -> int:
         """Prepare the cache as `CachedProblem.prepare`, and drop the tokens ahead unless the next step begins with them."""
-        room, cached, ahead = self.cached.prepare(trace), self.cached, self.ahead
+        room = self.cached.prepare(trace)
+        cached = self.cached
+        ahead = self.ahead
         if ahead and (len(cached.held) != ahead.position or cached.unread != ahead.tokens[:1]):
             cached.cut(len(cached.held))
             self.ahead = None
@@ -148,7 +150,8 @@ class Decoder:
         cached = opened.cached
         unread = cached.unread
         tokens, before = (unread, []) if num_rows == len(unread) else (unread[-1:], unread[:-1])
-        num_read, num_decoded = len(unread) - 1, 0
+        num_read = len(unread) - 1
+        num_decoded = 0
         began = self._clock()
         while before:
             del before[: cached.read(before[: num_rows or None])]

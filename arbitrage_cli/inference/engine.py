@@ -102,16 +102,20 @@ class Engine:
         """Stop writing. Return the unfinished step, if there is one."""
         if (step := self._steps.pop(slot, None)) is None:
             return []
-        text, cost = step.text.finish(is_cut=True), step.total_cost
+        text = step.text.finish(is_cut=True)
+        cost = step.total_cost
         return [
             Step(self._role, text, len(step.tokens), cost, "early", speculation_cost=step.speculation_cost, phase=step.phase)
         ]
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
         """Start the requested step and return the number of unread tokens. Raises ContextFullError if the context is full."""
-        trace, opened = request.trace, self._slots[slot]
-        room, unread = opened.prepare(trace), opened.cached.unread
-        phase, (budget, is_last_thought) = trace.phase, trace.next_budget()
+        trace = request.trace
+        opened = self._slots[slot]
+        room = opened.prepare(trace)
+        unread = opened.cached.unread
+        phase = trace.phase
+        budget, is_last_thought = trace.next_budget()
         recorder = Recorder(self._meter) if self._keep_token_stats else None
         self._propose(opened, request, unread)
         self._steps[slot] = StepInProgress(
@@ -177,7 +181,8 @@ class Engine:
             for step, count in zip(steps, counts, strict=True)
         ]
         drawn = self._decoder.decode(steps, rows)
-        seconds, num_rows = self._clock() - began, sum(map(len, rows))
+        seconds = self._clock() - began
+        num_rows = sum(map(len, rows))
         updates: list[SlotUpdate] = []
         for slot, step, tokens, texts in zip(slots, steps, rows, drawn, strict=True):
             step.charge(seconds * len(tokens) / num_rows, len(tokens), len(texts))
@@ -198,7 +203,8 @@ class Engine:
             return None
         token_stats = self._token_stats(step)
         cost = step.total_cost
-        text, num_tokens = step.text.finish(is_cut=step.stop not in WHOLE), len(step.tokens)
+        text = step.text.finish(is_cut=step.stop not in WHOLE)
+        num_tokens = len(step.tokens)
         written = Step(self._role, text, num_tokens, cost, step.stop, token_stats, step.speculation_cost, step.phase)
         if not step.text.lacks_tokens:  # otherwise the text is tokenized again, as by other models
             step.opened.cached.remember(written, step.tokens)
@@ -235,14 +241,17 @@ class Engine:
             raise ValueError(f"slot {slot} is already writing a step")
         opened = self._slots[slot]
         room = opened.cached.prepare(trace, prefix)
-        phase, tokenizer, tokens = trace.phase, self.cache.backend.tokenizer, list[tuple[int, float]]()
+        phase = trace.phase
+        tokenizer = self.cache.backend.tokenizer
+        tokens: list[tuple[int, float]] = []
         text = self.cache.prompt.step_text(trace, prefix)
 
         def should_continue(logits: Floats, token: int) -> bool:
             if self.cache.ends(phase, token):
                 return False
             stats = self._meter.measure(logits, token, is_top=opened.sampler.is_greedy)
-            piece, confidence = tokenizer.piece(token), math.exp(stats.log_probability)
+            piece = tokenizer.piece(token)
+            confidence = math.exp(stats.log_probability)
             text.add(piece)
             tokens.append((len(piece), confidence))
             return drafting.should_continue(confidence) and not (text.has_marker if until_end else text.ended)

@@ -50,7 +50,8 @@ class CachedSequence:
     def __init__(self, backend: Backend, number: int, max_checkpoints: int | None = None) -> None:
         self.held: list[int] = []
         self.deadline: Deadline | None = None
-        self.backend, self.number = backend, number
+        self.backend = backend
+        self.number = number
         self._states = backend.states
         self._max_checkpoints = max_checkpoints
         self._saved: list[_Checkpoint] = []  # ordered by position
@@ -87,7 +88,8 @@ class CachedSequence:
 
     def cut(self, position: int) -> None:
         """Remove all ids from `position` onward. If the model cannot remove them, restore the latest earlier checkpoint."""
-        states, position = self._states, min(position, len(self.held))
+        states = self._states
+        position = min(position, len(self.held))
         if states and position and states.num_held(self.number) == position:
             return
         if not states or states.can_drop(self.number, position):
@@ -103,7 +105,8 @@ class CachedSequence:
         Surplus checkpoints are evicted, the oldest first. The latest pinned checkpoint is never evicted. If none is pinned,
         the first checkpoint is kept, because it may hold the prefix of every prompt.
         """
-        saved, position = self._saved, len(self.held)
+        saved = self._saved
+        position = len(self.held)
         if not self._states or not position or self._max_checkpoints == 0 or (saved and saved[-1].position == position):
             return
         state = self._states.save(self.number)
@@ -227,14 +230,16 @@ class CachedProblem:
                 f"the problem and the solution so far ({len(required)} tokens) fill the context of {name} ({size} tokens)",
                 "use a larger --ctx, a shorter problem or a smaller --max-tokens",
             )
-        self.required, self.last_index = required, len(required) - 1
+        self.required = required
+        self.last_index = len(required) - 1
         self.sequence.keep_common(required)
         self._note_cut()
         return size - len(required)
 
     def read(self, tokens: list[int]) -> int:
         """Prefill some of the tokens and return their number. Raises the same errors as `Backend.read`."""
-        start, ends = len(self.held), [self.num_shared]
+        start = len(self.held)
+        ends = [self.num_shared]
         if self.cache.keeps == "conversation" and not self.sequence.drops_tails:
             ends.append(self.question_end)
         count = min([READ_TOKENS, len(tokens), *(end - start for end in ends if end > start)])
@@ -272,7 +277,8 @@ class CachedProblem:
         self.steps.remember(step, tokens)
 
     def _ids_of(self, trace: Trace) -> list[int]:
-        prompt, tokenizer = self.cache.prompt, self.cache.backend.tokenizer
+        prompt = self.cache.prompt
+        tokenizer = self.cache.backend.tokenizer
         for step, own in self.steps.missing(trace):
             self.steps.add(
                 step, (own or self.cache.step_ids(step.text)) + segment_ids(tokenizer, prompt.after(step), continues=True)
@@ -335,7 +341,8 @@ class KvCache:
         last = self._closed.pop(slot, None)
         if last is None:
             return 0, problem
-        end, continues = common_prefix(prompt, last.held), last.is_continued_by(problem)
+        end = common_prefix(prompt, last.held)
+        continues = last.is_continued_by(problem)
         if last.num_shared != num_shared:
             end = 0
         elif not continues:
@@ -397,7 +404,8 @@ class KvCache:
         A short prefix is returned as [].
         """
         first, second = (self.prompt_ids(replace(settings, question=question)) for question in ("a", "1"))
-        num_first, num_last = common_prefix(first, second), common_prefix(first[::-1], second[::-1])
+        num_first = common_prefix(first, second)
+        num_last = common_prefix(first[::-1], second[::-1])
         return first[:num_first] if num_first >= MIN_SHARED else [], num_last
 
 
@@ -405,7 +413,8 @@ def chat_prompt(backend: Backend, style: PromptStyle) -> ChatPrompt:
     """Return the prompt of a model. The built-in models were trained without the default instructions."""
     if style.instructions == INSTRUCTIONS and backend.card.name.startswith(BUILT_IN_NAME):
         style = replace(style, instructions="")
-    controls, markers = backend.tokenizer.control_tokens.keys(), backend.tokenizer.marker_tokens
+    controls = backend.tokenizer.control_tokens.keys()
+    markers = backend.tokenizer.marker_tokens
     return ChatPrompt(backend.chat_template, controls, markers, style, backend.template_variables)
 
 

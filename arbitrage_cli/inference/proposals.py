@@ -25,7 +25,9 @@ class _Proposed:
     """Proposed tokens and the text's position in them."""
 
     def __init__(self, tokens: Sequence[int], source: Source, confidences: Sequence[float] = ()) -> None:
-        self.tokens, self.source, self._confidences = list(tokens), source, tuple(confidences)
+        self.tokens = list(tokens)
+        self.source = source
+        self._confidences = tuple(confidences)
         self.num_matched = 0
         self._next = 0
 
@@ -42,7 +44,8 @@ class _Proposed:
 
     def follow(self, token: int) -> None:
         if self.upcoming(1) == [token]:
-            self._next, self.num_matched = self._next + 1, self.num_matched + 1
+            self._next += 1
+            self.num_matched += 1
         else:
             self._leave()
 
@@ -67,10 +70,13 @@ class _Drafted(_Proposed):
             super().follow(token)
 
     def _leave(self) -> None:
-        last, tokens, length = self._written[-REJOIN:], self.tokens, len(self._written)
+        last = self._written[-REJOIN:]
+        tokens = self.tokens
+        length = len(self._written)
         ends = (end for end in range(REJOIN, len(tokens)) if tokens[end - REJOIN : end] == last)
         self._next = min(ends, key=lambda end: abs(end - length), default=len(tokens))
-        self.num_matched, self.source = 0, "rejoined"
+        self.num_matched = 0
+        self.source = "rejoined"
 
 
 class History(_Proposed):
@@ -86,14 +92,16 @@ class History(_Proposed):
         self._extend(tokens)
 
     def follow(self, token: int) -> None:
-        tokens, length = self.tokens, len(self.tokens)
+        tokens = self.tokens
+        length = len(self.tokens)
         matches = self._next < length and tokens[self._next] == token
         pair = (tokens[-1] if tokens else token, token)
         found = self._after.get(pair)
         self._after[pair] = length + 1
         tokens.append(token)
         if matches:
-            self._next, self.num_matched = self._next + 1, self.num_matched + 1
+            self._next += 1
+            self.num_matched += 1
         else:
             self._next, self.num_matched = (length + 1, 0) if found is None else (found, 2)
 
@@ -112,11 +120,16 @@ def align(drafted: Iterable[tuple[int, float]], lengths: Iterable[int]) -> list[
 
     The probability of a token is that of all drafted tokens that begin in it.
     """
-    remaining, begin, end, confidences = iter(drafted), 0, 0, list[float]()
+    remaining = iter(drafted)
+    begin = 0
+    end = 0
+    confidences: list[float] = []
     for length in lengths:
-        end, confidence = end + length, 1.0
+        end += length
+        confidence = 1.0
         while begin < end and (token := next(remaining, None)):
-            begin, confidence = begin + token[0], confidence * token[1]
+            begin += token[0]
+            confidence *= token[1]
         confidences.append(confidence)
     return confidences
 
@@ -125,7 +138,9 @@ class Proposal:
     """Proposes tokens from the drafted step while the text matches the step, then from the draft's continuation or `history`."""
 
     def __init__(self, tokens: Sequence[int] = (), history: History | None = None) -> None:
-        self._drafted, self._speculated, self._history = _Drafted(tokens), _Proposed((), "speculated"), history
+        self._drafted = _Drafted(tokens)
+        self._speculated = _Proposed((), "speculated")
+        self._history = history
 
     def __bool__(self) -> bool:
         return bool(self._history or self._drafted.tokens or self._speculated.num_left)

@@ -31,7 +31,8 @@ def _outcome(template: str, arguments: str) -> tuple[str, str]:
     """
     messages, variables = json.loads(arguments)
     try:
-        parts, size = [], 0
+        parts = []
+        size = 0
         for part in _sandbox().from_string(template).generate(messages=messages, add_generation_prompt=True, **variables):
             size += len(part)
             if size > MAX_RENDERED_CHARS:

@@ -257,7 +257,8 @@ class Scheduler:
         yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
     def _resume(self, flight: _InFlight, response: Step | tuple[float, ...] | None) -> Iterator[Event]:
-        flight.waits_for_rewards, earlier = False, flight.trace.check
+        flight.waits_for_rewards = False
+        earlier = flight.trace.check
         try:
             request = flight.flow.send(response)
         except StopIteration:
@@ -294,7 +295,8 @@ class Scheduler:
 
     def _start(self, flight: _InFlight, requests: Sequence[WriteStep]) -> Iterator[Event]:
         """Start the steps of models that are not writing."""
-        writing, flight.awaited = flight.awaited, [request.model for request in requests]
+        writing = flight.awaited
+        flight.awaited = [request.model for request in requests]
         for request in requests:
             if request.model in writing:
                 continue

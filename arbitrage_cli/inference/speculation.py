@@ -58,7 +58,8 @@ class Planner:
 
         Selects the most probable tokens, up to the number that maximizes the expected tokens per second.
         """
-        counts, num_problems = [0] * len(waiting), len(waiting)
+        counts = [0] * len(waiting)
+        num_problems = len(waiting)
         if self.costs is None or not any(place.num_left for _, place in waiting):
             return counts
         room = max(0, MAX_ROWS - num_problems)
@@ -82,7 +83,8 @@ class Planner:
         Returns None if the tokens already proposed at `place` take at most as many seconds per token. A draft that is not
         expected to save time is explored now and then, so that the rates stay known.
         """
-        most, calibration = max(0, min(room, MAX_SPECULATED)), acceptance.calibration
+        most = max(0, min(room, MAX_SPECULATED))
+        calibration = acceptance.calibration
         if self.costs is None or draft is None or not most:
             return None
         wake = draft.read(min(num_unread, 2))[0] - draft.decode  # reading more is done once
@@ -110,8 +112,11 @@ class Drafting:
     """
 
     def __init__(self, calibration: Calibration, costs: Sequence[float], pace: float) -> None:
-        self._calibration, self._costs, self._pace = calibration, costs, pace
-        self._num_drafted, self._chance = 0, 1.0
+        self._calibration = calibration
+        self._costs = costs
+        self._pace = pace
+        self._num_drafted = 0
+        self._chance = 1.0
         self.max_tokens = len(costs) - 1
 
     def should_continue(self, confidence: float) -> bool:
@@ -156,9 +161,12 @@ def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float])
     The number is 0 if the gain is below `GAIN`. `chances` are in descending order. `num_certain` tokens are always decoded.
     `costs[n]` is the cost of a batch with n proposed tokens.
     """
-    expected, best, taken = float(num_certain), costs[0] / num_certain / GAIN, 0
+    expected = float(num_certain)
+    best = costs[0] / num_certain / GAIN
+    taken = 0
     for number, chance in enumerate(chances, start=1):
         expected += chance
         if costs[number] / expected < best:
-            best, taken = costs[number] / expected, number
+            best = costs[number] / expected
+            taken = number
     return taken, best

@@ -43,7 +43,8 @@ class StepText:
 
         The `marker` ends the step's phase. Neither the marker nor the `removed` markers are part of the text.
         """
-        self._end, self._marker = end, marker
+        self._end = end
+        self._marker = marker
         self._markers = sorted({marker, *removed} - {""})
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._withheld = ""  # the last characters, if they may begin a marker
@@ -78,7 +79,8 @@ class StepText:
         return self.has_marker or (self._has_separator and not self._withheld)
 
     def num_before_end(self, pieces: Iterable[bytes]) -> int:
-        trial, number = copy.deepcopy(self), 0
+        trial = copy.deepcopy(self)
+        number = 0
         for piece in pieces:
             trial.add(piece)
             if trial.ended:
@@ -97,12 +99,14 @@ class StepText:
         If the step `is_cut`, its text does not end inside a marker, because the next step would complete the marker.
         """
         if is_cut and self._withheld:
-            self._withheld, self.lacks_tokens = "", True
+            self._withheld = ""
+            self.lacks_tokens = True
         self.so_far += self._withheld + self._decoder.decode(b"", final=True)
         return self.so_far
 
     def _append(self, text: str) -> None:
-        separator, num_old = self._end.separator, len(self.so_far)
+        separator = self._end.separator
+        num_old = len(self.so_far)
         self.so_far += text
         if text and not self._has_separator:
             first_visible = len(self.so_far) - len(self.so_far.lstrip())

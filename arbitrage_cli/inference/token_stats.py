@@ -29,13 +29,16 @@ class RowMeter:
         # NumPy computes powers of 2 twice as fast as powers of e if it has AVX-512 code for them, otherwise more slowly.
         found = np.lib.introspect.opt_func_info(func_name="^exp2$", signature="float32")
         is_fast = any(not info["current"].startswith("baseline") for kinds in found.values() for info in kinds.values())
-        self._base, self._power = 2.0 if is_fast else math.e, np.exp2 if is_fast else np.exp
+        self._base = 2.0 if is_fast else math.e
+        self._power = np.exp2 if is_fast else np.exp
         self._shifted, self._weights, self._ones = (np.ones(vocabulary_size, np.float32) for _ in range(3))
 
     def measure(self, logits: Floats, token: int, *, is_top: bool) -> RowStats:
         """Return the statistics of `token`, given logits (n_vocab,). `is_top` is true if no other logit is higher."""
         top = token if is_top else int(logits.argmax())
-        shifted, weights, unit = self._shifted, self._weights, math.log(self._base)
+        shifted = self._shifted
+        weights = self._weights
+        unit = math.log(self._base)
         np.subtract(logits, logits[top], out=shifted)
         if self._base == 2.0:
             np.multiply(shifted, np.float32(1 / unit), out=shifted)

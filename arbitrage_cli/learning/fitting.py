@@ -104,12 +104,15 @@ def _fit_units(recipe: Recipe, training: Weighted, validation: Weighted, seed: i
         learning_rate_init=LEARNING_RATE,
         random_state=np.random.RandomState(seed % SEEDS),  # a number would shuffle each epoch alike
     )
-    least, waited = math.inf, 0
+    least = math.inf
+    waited = 0
     for epoch in range(MAX_EPOCHS):
         model.partial_fit(training.inputs, training.labels, classes=[False, True], sample_weight=training.weights)
-        loss, waited = _loss(model, validation), waited + 1
+        loss = _loss(model, validation)
+        waited += 1
         if not epoch or loss < least:
-            least, waited = loss, 0
+            least = loss
+            waited = 0
             (weights, output), (biases, output_bias) = model.coefs_, model.intercepts_
             best = (
                 weights.astype(np.float32),

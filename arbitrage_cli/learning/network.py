@@ -91,7 +91,8 @@ def standardiser(inputs: Floats) -> Network:
 
 def average(networks: Sequence[Network]) -> Network:
     """Return one network with the mean log-odds of networks that standardise inputs in the same way."""
-    first, count = networks[0], len(networks)
+    first = networks[0]
+    count = len(networks)
     outputs = [network.output / count for network in networks]
     bias = fmean(network.output_bias for network in networks)
     if first.layer is None:

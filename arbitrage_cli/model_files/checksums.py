@@ -66,7 +66,9 @@ def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
 def sha256_of(files: Sequence[Path], on_progress: OnProgress = no_progress) -> str:
     """Return the sha256 of the concatenated files. Raises ModelFileError if a file cannot be read."""
     with _read_errors(files):
-        total, done, digest = sum(path.stat().st_size for path in files), 0, hashlib.sha256()
+        total = sum(path.stat().st_size for path in files)
+        done = 0
+        digest = hashlib.sha256()
         for chunk in chain.from_iterable(map(read_chunks, files)):
             digest.update(chunk)
             done += len(chunk)

@@ -123,8 +123,11 @@ class _Reader:
     """Parses the header. Every length is checked against the rest of the file before it is used."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
-        self._data, self._size, self._at = data, size, 4
-        self._text_left, self._strings_left = MAX_HEADER_TEXT, MAX_STRINGS
+        self._data = data
+        self._size = size
+        self._at = 4
+        self._text_left = MAX_HEADER_TEXT
+        self._strings_left = MAX_STRINGS
         self._metadata: dict[str, Scalar] = {}
         self._array_lengths: dict[str, int] = {}
         self._lists: dict[str, tuple[int, ...]] = {}
@@ -133,7 +136,8 @@ class _Reader:
         version = self._integer("<I")
         if version not in (2, 3):
             raise _DamageError(f"unsupported version {version}; expected 2 or 3")
-        num_tensors, num_entries = self._count("tensors"), self._count("metadata entries")
+        num_tensors = self._count("tensors")
+        num_entries = self._count("metadata entries")
         for _ in range(num_entries):
             self._read_entry()
         layers = self._metadata.get(f"{self._metadata.get('general.architecture')}.block_count")
@@ -156,7 +160,8 @@ class _Reader:
             raise _DamageError(f"the file has {self._size:,} bytes, but its tensors end at byte {needed:,}")
 
     def _read_entry(self) -> None:
-        key, kind = self._string(), self._integer("<I")
+        key = self._string()
+        kind = self._integer("<I")
         if kind == _STRING:
             self._metadata[key] = self._string()
         elif kind == _ARRAY:
@@ -184,7 +189,9 @@ class _Reader:
 
     def _skip_strings(self, count: int) -> None:
         """Skip strings. This loop takes most of the time: a vocabulary and its merges have hundreds of thousands of strings."""
-        at, data, length_at = self._at, self._data, struct.Struct("<Q").unpack_from
+        at = self._at
+        data = self._data
+        length_at = struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):
                 at += 8 + length_at(data, at)[0]
@@ -303,7 +310,8 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> FileFa
     first = headers[0]
     trained = first.number("context_length")
     context = context_size or min(DEFAULT_CONTEXT_SIZE, trained or DEFAULT_CONTEXT_SIZE)
-    file_type, kv_per_token = first.metadata.get("general.file_type"), _kv_numbers(first)
+    file_type = first.metadata.get("general.file_type")
+    kv_per_token = _kv_numbers(first)
     return FileFacts(
         files=tuple(files),
         file_bytes=sum(header.file_size for header in headers),
@@ -333,12 +341,15 @@ def _sampling(header: Header) -> dict[str, int | float]:
 def _kv_numbers(header: Header) -> int | None:
     if header.architecture in _RECURRENT_ALONE:
         return 0
-    width, heads = header.number("embedding_length"), _per_layer(header, "attention.head_count")
+    width = header.number("embedding_length")
+    heads = _per_layer(header, "attention.head_count")
     if width is None or heads is None:
         return None
     kv_heads = _per_layer(header, "attention.head_count_kv") or heads
-    key, value = header.number("attention.key_length"), header.number("attention.value_length")
-    interval, numbers = _interval(header) or 1, 0
+    key = header.number("attention.key_length")
+    value = header.number("attention.value_length")
+    interval = _interval(header) or 1
+    numbers = 0
     for count, kv_count in [*zip(heads, kv_heads, strict=True)][interval - 1 :: interval]:
         each = width // count if count else 0  # a layer without attention has no heads
         numbers += kv_count * ((key or each) + (value or each))
@@ -351,7 +362,8 @@ def _interval(header: Header) -> int | None:
 
 
 def _state_numbers(header: Header) -> int:
-    kernel, window = header.number("ssm.conv_kernel") or 1, header.number("shortconv.l_cache") or 1
+    kernel = header.number("ssm.conv_kernel") or 1
+    window = header.number("shortconv.l_cache") or 1
     names = ("block_count", "embedding_length", "ssm.inner_size", "ssm.state_size", "ssm.group_count")
     layers, width, inner, size, groups = (header.number(name) or 0 for name in names)
     each = (window - 1) * width + (kernel - 1) * (inner + 2 * groups * size) + size * inner
@@ -359,7 +371,8 @@ def _state_numbers(header: Header) -> int:
 
 
 def _is_recurrent(header: Header, layer: int) -> bool:
-    kv_heads, forward = header.numbers("attention.head_count_kv"), header.numbers("feed_forward_length")
+    kv_heads = header.numbers("attention.head_count_kv")
+    forward = header.numbers("feed_forward_length")
     if layer < len(kv_heads):
         only_forward = layer < len(forward) and forward[layer] > 0 and min(forward) == 0  # Nemotron-H
         return kv_heads[layer] == 0 and not only_forward
@@ -368,7 +381,9 @@ def _is_recurrent(header: Header, layer: int) -> bool:
 
 
 def _per_layer(header: Header, name: str) -> tuple[int, ...] | None:
-    layers, number, numbers = header.number("block_count"), header.number(name), header.numbers(name)
+    layers = header.number("block_count")
+    number = header.number(name)
+    numbers = header.numbers(name)
     if layers and number:
         return (number,) * layers
     return numbers if layers and len(numbers) == layers and min(numbers) >= 0 else None

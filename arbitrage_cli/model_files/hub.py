@@ -241,7 +241,8 @@ def _download(name: HubName, file: str, on_progress: OnProgress) -> Path:
 
     class Bar(silent_tqdm):
         def __init__(self, *, total: int | None, **options: object) -> None:
-            self.done, self.total = 0, total or 0
+            self.done = 0
+            self.total = total or 0
             self.update(0)
 
         def update(self, n: float | None = 1) -> None:
@@ -313,7 +314,8 @@ def _hub_errors(name: HubName) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
         if isinstance(cause, HfHubHTTPError):
             raise _http_error(name, cause.response) from None  # the cause may contain the token
-        reason, hint = str(cause) or type(cause).__name__, "check the name, the network and HF_ENDPOINT, and try again"
+        reason = str(cause) or type(cause).__name__
+        hint = "check the name, the network and HF_ENDPOINT, and try again"
         if isinstance(cause, _MALFORMED):
             reason = "the response is not from a Hub server"
         elif isinstance(cause, UserWarning) or (isinstance(cause, OSError) and cause.errno):

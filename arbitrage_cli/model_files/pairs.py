@@ -123,7 +123,9 @@ def user_pairs() -> Pairs:
 
 def advised_lines(pair: PairEntry, policy: str, tau: str | None, router: str | None) -> str:
     """Return the lines of pairs.toml with which other commands use this policy, and a router that was named, for the pair."""
-    changed, keys, own = replace(pair, policy=policy, tau=tau), ["policy", "tau"], Pairs()
+    changed = replace(pair, policy=policy, tau=tau)
+    keys = ["policy", "tau"]
+    own = Pairs()
     if router:
         changed = replace(changed, router=router if is_built_in(router) else str(router_file(router).absolute()))
         keys.append("router")

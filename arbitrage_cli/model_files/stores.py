@@ -50,7 +50,8 @@ def program_of(source: str) -> str | None:
 def find_model_file(source: str) -> Path:
     """Return the first file of another program's model. Raises ModelFileError if the program has no such model."""
     prefix = program_of(source) or ""
-    name, hint = source.removeprefix(prefix), "to list the models, use arbitrage models list"
+    name = source.removeprefix(prefix)
+    hint = "to list the models, use arbitrage models list"
     with os_errors(ModelFileError, f"{source}: cannot be read", hint):
         folder = _ollama_folder() if prefix == OLLAMA else _lm_studio_folder()
         path = _ollama_file(folder, name) if prefix == OLLAMA else _file_in(folder, name)

@@ -52,7 +52,8 @@ def paired_difference(both: float, first_only: float, second_only: float, neithe
     has a positive width even if no trial differs.
     """
     trials = both + first_only + second_only + neither
-    first, second = wilson(both + first_only, trials), wilson(both + second_only, trials)
+    first = wilson(both + first_only, trials)
+    second = wilson(both + second_only, trials)
     if first is None or second is None:
         return None
     share_1, share_2 = (both + first_only) / trials, (both + second_only) / trials
@@ -87,7 +88,8 @@ def log_ratio(table: Numbers, common: float = 0.0) -> tuple[float | None, Interv
     effective number of problems (Kish, Survey Sampling, 1965). The interval is None for fewer than MIN_FOR_RATIO problems, and
     if this number is below 2.
     """
-    count, sums = len(table), table.sum(axis=0)
+    count = len(table)
+    sums = table.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         without_one = np.log(sums - table) @ [1, -1]
     if count < 2 or not np.isfinite(without_one).all():
@@ -96,7 +98,8 @@ def log_ratio(table: Numbers, common: float = 0.0) -> tuple[float | None, Interv
     freedom = 1 / float(((table / sums) ** 2).sum(axis=0).max()) - 1
     if count < MIN_FOR_RATIO or freedom < 1:
         return error, None
-    ratio, factor = float(sums[0] / sums[1]), math.exp(_student(freedom) * error)
+    ratio = float(sums[0] / sums[1])
+    factor = math.exp(_student(freedom) * error)
     return error, (ratio / factor, ratio * factor)
 
 

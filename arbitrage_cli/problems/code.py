@@ -80,7 +80,8 @@ def grader_version() -> str:
 
 def _humaneval(row: InputRow) -> tuple[str, Json]:
     check_texts(row, "prompt", "entry_point", "test")
-    name, prompt = row["entry_point"], _parsed(row["prompt"], "prompt")
+    name = row["entry_point"]
+    prompt = _parsed(row["prompt"], "prompt")
     definitions = ast.FunctionDef | ast.ClassDef
     prompt.body = [node for node in prompt.body if not (isinstance(node, definitions) and node.name == name)]
     gold = {"script": f"{row['test']}\ncheck({name})\n", "preamble": ast.unparse(prompt)}
@@ -91,7 +92,9 @@ def _mbpp(row: InputRow) -> tuple[str, Json]:
     """Build a prompt from the description and the first test. The test shows the name and signature of the function."""
     field = "text" if "text" in row else "prompt"
     check_texts(row, field)
-    imports, setup, tests = row.get("test_imports") or [], row.get("test_setup_code") or "", row["test_list"]
+    imports = row.get("test_imports") or []
+    setup = row.get("test_setup_code") or ""
+    tests = row["test_list"]
     lines = [*imports, setup, *tests] if isinstance(imports, list) and isinstance(tests, list) and tests else []
     if not lines or not all(isinstance(line, str) for line in [*lines, row.get("test") or ""]):
         raise UnusableError("test, test_list, test_imports, test_setup_code: expected strings, or lists of strings")

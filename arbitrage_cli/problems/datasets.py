@@ -174,7 +174,9 @@ class _ToPython:
     """Converts the cells of a file to Python values. Accepts at most MAX_PARQUET_TEXT characters in total."""
 
     def __init__(self, pa: Any, path: Path) -> None:
-        self._pa, self._path, self._num_characters = pa, path, 0
+        self._pa = pa
+        self._path = path
+        self._num_characters = 0
 
     def __call__(self, cell: Any) -> Any:
         if isinstance(cell, self._pa.ListScalar):

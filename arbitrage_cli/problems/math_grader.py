@@ -47,7 +47,8 @@ class MathGrader(AbstractContextManager["MathGrader"]):
 
     def grade(self, text: str, gold: Fields) -> Grade:
         """Grade a solution's final answer. Raises ProblemError if the child process is killed twice."""
-        found, expected = final_answer(text), gold_answer(gold)
+        found = final_answer(text)
+        expected = gold_answer(gold)
         if expected is None:
             return Grade("unscored", found.answer, "no gold answer in the data set")
         if found.answer is None:
@@ -114,7 +115,9 @@ class Algebra:
         from sympy.parsing import sympy_parser
 
         logging.disable()
-        self._sympy, self._parse, self._verify = sympy, parse, verify
+        self._sympy = sympy
+        self._parse = parse
+        self._verify = verify
         latex = LatexNormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
         self._extraction = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=latex)]
         for gold, answer in _WARM_UP_PAIRS:

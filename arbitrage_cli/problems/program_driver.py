@@ -28,7 +28,11 @@ _JOIN_SESSION_KEYRING = 1
 
 def main() -> None:
     # The program can replace anything in this process, so the functions that are needed afterwards are stored.
-    read, write, leave, dumps, extract = os.read, os.write, os._exit, json.dumps, traceback.extract_tb
+    read = os.read
+    write = os.write
+    leave = os._exit
+    dumps = json.dumps
+    extract = traceback.extract_tb
     _leave_keyring()
     os.dup2(1, _OUTPUT)
     os.dup2(0, _SECRET)
@@ -87,7 +91,9 @@ def _run(preamble: str, program: str, tests: str) -> None:
     module = ModuleType("program")
     sys.modules["program"] = module  # dataclasses and pickle look up the module here
     linecache.cache[_TESTS] = len(tests), None, tests.splitlines(keepends=True), _TESTS
-    execute, translate, namespace = exec, compile, vars(module)
+    execute = exec
+    translate = compile
+    namespace = vars(module)
     execute(translate(preamble, "<preamble>", "exec", dont_inherit=True), namespace)
     execute(translate(program, _PROGRAM, "exec", dont_inherit=True), namespace)
     execute(translate(tests, _TESTS, "exec", dont_inherit=True), {**namespace, "__name__": "tests"})

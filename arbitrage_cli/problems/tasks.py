@@ -114,7 +114,8 @@ def find_letter(text: str) -> str | None:
 
 
 def _grade_choice(text: str, gold: Fields) -> Grade:
-    letter, expected = find_letter(text), gold.get("answer")
+    letter = find_letter(text)
+    expected = gold.get("answer")
     if expected is None:
         return Grade("unscored", letter, "no gold answer in the data set")
     if letter is None:

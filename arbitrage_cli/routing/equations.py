@@ -124,7 +124,8 @@ def _tokens(text: str) -> Iterator[_Token]:
     text = _FRACTION_OF.sub(r"\1 * ", text)
     last_kind = "break"
     for match in _TOKEN.finditer(text):
-        kind, piece = str(match.lastgroup), match.group()
+        kind = str(match.lastgroup)
+        piece = match.group()
         is_inside_expression = piece == "\n" and last_kind == "operator"
         if kind == "skip" or is_inside_expression:
             continue
@@ -171,7 +172,8 @@ def _equations(tokens: Sequence[_Token]) -> Iterator[Equation]:
 
 
 def _are_equal(left: _Side, right: _Side, is_rough: bool) -> bool:
-    a, b = left.value, right.value
+    a = left.value
+    b = right.value
     is_near = is_rough and abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
     return a == b or is_near or _is_rounded(a, b, right.places, is_rough) or _is_rounded(b, a, left.places, is_rough)
 
@@ -183,7 +185,8 @@ def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, is_rough:
     """
     if places is None or (not places and not is_rough) or (exact * 10**places).denominator == 1:
         return False
-    unit, excess = Fraction(1, 10**places), abs(exact) - abs(stated)
+    unit = Fraction(1, 10**places)
+    excess = abs(exact) - abs(stated)
     return exact * stated >= 0 and (abs(excess) * 2 <= unit or 0 <= excess < unit)
 
 
@@ -196,7 +199,8 @@ def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
 
 def _pieces(tokens: Sequence[_Token]) -> list[list[_Token]]:
     """Split a side of an equation where a new expression begins: after words, and at unmatched parentheses."""
-    unmatched, depth = _unmatched(tokens), 0
+    unmatched = _unmatched(tokens)
+    depth = 0
     pieces: list[list[_Token]] = [[]]
     for index, token in enumerate(tokens):
         if index in unmatched:

@@ -45,7 +45,8 @@ class EarlierSteps:
     """
 
     def __init__(self, problem: Problem) -> None:
-        given, operands = _NUMBER.findall(problem.question), Counter(numbers_in(problem.question))
+        given = _NUMBER.findall(problem.question)
+        operands = Counter(numbers_in(problem.question))
         self._of_problem = {
             "problem_length": math.log1p(len(problem.question)),
             "problem_numbers": len(given),
@@ -55,7 +56,8 @@ class EarlierSteps:
         self._numbers = Counter(given)
         self._ends: dict[Phase, str] = {}  # the last characters of each phase, if the next step may continue their number
         self._num_steps = self._num_tokens = self._last_num_tokens = 0
-        self._last_draft, self._least_logprob = _CERTAIN_TOKEN, 0.0
+        self._last_draft = _CERTAIN_TOKEN
+        self._least_logprob = 0.0
         self._draft_sums: list[float] = []  # added up again, because Python 3.12 rounds sum() and += differently
 
     def features(self, decisions: Sequence[Decision], draft: Step) -> Floats:
@@ -116,8 +118,10 @@ class EarlierSteps:
 
 
 def _of_tokens(token_stats: TokenStats) -> dict[str, float]:
-    log_probabilities, entropies = _bounded(token_stats.log_probabilities, LEAST_LOGPROB, 0.0), token_stats.entropies
-    margins, count = _bounded(token_stats.margins, 0.0, MAX_MARGIN), len(log_probabilities)
+    log_probabilities = _bounded(token_stats.log_probabilities, LEAST_LOGPROB, 0.0)
+    entropies = token_stats.entropies
+    margins = _bounded(token_stats.margins, 0.0, MAX_MARGIN)
+    count = len(log_probabilities)
     total = sum(log_probabilities)
     return {
         "logprob_sum": total,
@@ -135,7 +139,8 @@ def _summary(
     name: str, values: Sequence[float], scale: Callable[[float], float], *, is_low_certain: bool = False
 ) -> dict[str, float]:
     """Return the scaled values of the first token, the last token and the least certain tokens."""
-    ordered, last = sorted(values, reverse=is_low_certain), len(values) - 1
+    ordered = sorted(values, reverse=is_low_certain)
+    last = len(values) - 1
     least, *quantiles = ("max", "q90", "q75", "q50") if is_low_certain else ("min", "q10", "q25", "q50")
     chosen = {"first": values[0], "last": values[-1], least: ordered[0], f"2nd_{least}": ordered[min(1, last)]}
     for quantile, parts in zip(quantiles, (10, 4, 2), strict=True):
@@ -148,7 +153,8 @@ def _of_kind(kind: TokenKind, token_stats: TokenStats, kinds: Sequence[TokenKind
     chosen = [found == kind for found in kinds]
     # Two tokens with probability 1 stand for missing tokens.
     log_probabilities = _bounded([*compress(token_stats.log_probabilities, chosen), 0.0, 0.0], LEAST_LOGPROB, 0.0)
-    total, (least, second, *_) = sum(log_probabilities), sorted(log_probabilities)
+    total = sum(log_probabilities)
+    least, second, *_ = sorted(log_probabilities)
     margin = min(compress(token_stats.margins, chosen), default=MAX_MARGIN)
     return {
         f"{kind}_share": sum(chosen) / max(1, len(kinds)),

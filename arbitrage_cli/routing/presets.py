@@ -205,7 +205,8 @@ def choose_presets(table: TauTable) -> dict[str, float]:
     """
     lead = max(0.0, -table.rows[-1].change)  # of the target over the draft
     max_losses = {"careful": CAREFUL_TOLERANCE, **{name: share * lead for name, share in LOSSES.items()}}
-    chosen, found = table.rows[0], {}
+    chosen = table.rows[0]
+    found = {}
     for name, limit in max_losses.items():
         safe = takewhile(partial(TauRow.keeps, limit=limit), table.rows)
         # A less strict preset is never slower, because the tau of the stricter preset is among its candidates.

@@ -136,7 +136,8 @@ class AvailableRouter:
         makes none by itself. Raises UsageError if there is no router.
         """
         table = TauTable.from_json(need_router(self.router).card.taus)
-        is_own, fixed = not self.is_universal, self.early_stop
+        is_own = not self.is_universal
+        fixed = self.early_stop
         if is_own and fixed is None and self.costs is None:
             return table
         table = table.followed(fixed if is_own or fixed is not None else False)
@@ -209,10 +210,8 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
     if not route.policy.needs_router or route.tau is None:
         return route, None
     table = available.table
-    time, fastest = (
-        table.time(table.row_at(route.tau, stops_early=route.stops_early)),
-        table.time_lossless() if available.costs else 1.0,
-    )
+    time = table.time(table.row_at(route.tau, stops_early=route.stops_early))
+    fastest = table.time_lossless() if available.costs else 1.0
     if route.tau > ALWAYS and (time is None or time < fastest):
         return route, None
     lossless = POLICIES["speculative"] if fastest < 1 else TARGET_ALONE

@@ -133,7 +133,8 @@ class Router:
     """A network with calibrated log-odds, and its card."""
 
     def __init__(self, network: Network, card: RouterCard) -> None:
-        self.network, self.card = network, card
+        self.network = network
+        self.card = card
         self._columns = np.array([FEATURES.index(name) for name in card.features])
         self._solutions: WeakKeyDictionary[Trace, EarlierSteps] = WeakKeyDictionary()
 
@@ -167,7 +168,8 @@ class Router:
         if draft is None or (draft.phase == "think" and not self.card.knows_thoughts):
             return None
         inputs = EarlierSteps(trace.problem).features(trace.decisions[:position], draft)[self._columns]
-        log_odds, values = float(self.network.log_odds(inputs)), self.network.parts(inputs).tolist()
+        log_odds = float(self.network.log_odds(inputs))
+        values = self.network.parts(inputs).tolist()
         parts = sorted(zip(self.card.features, values, strict=True), key=lambda part: -abs(part[1]))
         return Attribution(log_odds, log_odds - math.fsum(values), parts)
 

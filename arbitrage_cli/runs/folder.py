@@ -178,7 +178,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         it is not in the folder. Raises UsageError if the folder cannot be written to, is locked by another process, or
         contains a run of another kind; DamagedRunError if run.json is damaged.
         """
-        self.path, self.shown = folder, results or folder
+        self.path = folder
+        self.shown = results or folder
         self.kind = kind
         self._results = results or folder / RESULTS
         self._descriptor: int | None = None
@@ -287,7 +288,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             else:
                 self.statuses[row.key] = row.status
         if bad:
-            aside, numbers = _free_name(self._results, "torn"), {row.number for row in bad}
+            aside = _free_name(self._results, "torn")
+            numbers = {row.number for row in bad}
             write_atomically(aside, b"".join(row.line for row in bad))
             lines = enumerate(_lines(self._results), start=1)
             write_atomically(self._results, b"".join(line for number, line in lines if number not in numbers))
@@ -348,7 +350,9 @@ def _listed(bad: Sequence[BadRow]) -> str:
 def _read_run(folder: Path, kind: str | None) -> "Run":
     from arbitrage_cli.runs.run import read_run  # slow to import
 
-    path, results, hint = folder / RUN, folder / RESULTS, _RESTORE if kind == SOLVE else _START_AGAIN
+    path = folder / RUN
+    results = folder / RESULTS
+    hint = _RESTORE if kind == SOLVE else _START_AGAIN
     try:
         data = read_regular(path)
         found = json.loads(data)

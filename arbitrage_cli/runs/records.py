@@ -156,7 +156,8 @@ def tally(
     rollouts: Iterable[Cost] = (),
 ) -> Tally:
     """Return the totals over these decisions, and over the other work on a problem. `rollouts` contains the target's costs."""
-    made, others = list(decisions), check.discarded if check else ()
+    made = list(decisions)
+    others = check.discarded if check else ()
     drafts = [decision.draft for decision in made if decision.draft] + [step for step in others if step.model == "draft"]
     checks = [step for step in others if step.model == "check"]
     targets = [decision.target for decision in made if decision.target]

@@ -49,7 +49,9 @@ class Result:
 
     @classmethod
     def of(cls, row: "AttemptRow") -> Self:
-        timing, decisions, check = row.timing, row.decisions, row.check.check if row.check else None
+        timing = row.timing
+        decisions = row.decisions
+        check = row.check.check if row.check else None
         return cls(
             route=row.route,
             key=(row.id, row.sample),

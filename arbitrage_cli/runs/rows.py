@@ -128,7 +128,8 @@ class KeptStep(WrittenStep):
 
     @property
     def made(self) -> Decision:
-        kept, discarded = self.step, self.discarded and self.discarded.step
+        kept = self.step
+        discarded = self.discarded and self.discarded.step
         by_model = {step.model: step for step in (kept, discarded) if step}
         return Decision(kept, by_model.get("draft"), by_model.get("target"), self.score, self.advantage)
 
@@ -221,7 +222,8 @@ class Solved(Row):
     def _of(
         cls, finished: Finished, route: Route, times: Mapping[str, float | None], explain: Explain | None, **more: Any
     ) -> Self:
-        trace, figures = finished.trace, tally_of(finished)
+        trace = finished.trace
+        figures = tally_of(finished)
         shared: Json = {
             "id": trace.problem.id,
             "problem": trace.problem.question,

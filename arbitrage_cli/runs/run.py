@@ -64,7 +64,8 @@ class RouteSetup(Record):
 
     @classmethod
     def of(cls, route: Route) -> Self:
-        name, tau = route.policy.name, tau_in_json(route.tau)
+        name = route.policy.name
+        tau = tau_in_json(route.tau)
         return cls(policy=name, tau=tau, tau_name=route.tau_name, stops_early=route.stops_early)
 
     @property

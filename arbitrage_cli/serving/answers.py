@@ -41,7 +41,8 @@ class StopFilter:
         return text[:end]
 
     def finish(self) -> str:
-        held, self._held = self._held, ""
+        held = self._held
+        self._held = ""
         return held
 
 
@@ -70,7 +71,8 @@ class Answer:
             self._trace.check = report.trace.check
             self._num_prompt = report.prompt_tokens or self._num_prompt
         if isinstance(report, Finished):
-            self._reason, self.is_complete = "stop" if report.trace.stop == "end" else "length", True
+            self._reason = "stop" if report.trace.stop == "end" else "length"
+            self.is_complete = True
             return None
         if isinstance(report, Decided):
             chunk = self._add_step(report.decision)
@@ -85,7 +87,8 @@ class Answer:
         self._written += text
         if len(self._written) <= len(self._sent) or not self._written.startswith(self._sent):
             return None  # the step is written again, and this part was sent before
-        new, self._sent = self._written[len(self._sent) :], self._written
+        new = self._written[len(self._sent) :]
+        self._sent = self._written
         return self._add_text(new, self._trace.phase)
 
     def _add_step(self, decision: Decision) -> Json | None:
@@ -93,7 +96,9 @@ class Answer:
         if not text.startswith(self._sent):
             message = "the connection to a model server broke, and the text of the retry differs"
             raise RefusedError(message, "retry", status=502)
-        rest, self._written, self._sent = text[len(self._sent) :], "", ""
+        rest = text[len(self._sent) :]
+        self._written = ""
+        self._sent = ""
         self._trace.add(decision)
         return self._add_text(rest, decision.kept.phase, [decision])
 
@@ -138,8 +143,11 @@ class Answer:
         return {"id": request.problem.id, "object": kind, "created": self._created, "model": request.model, **steps}
 
     def _usage(self) -> Json:
-        decisions, kept, check = self._trace.decisions, self._trace.num_tokens, self._trace.check
-        figures, choices = tally(decisions, check=check), [decision.choice for decision in decisions]
+        decisions = self._trace.decisions
+        kept = self._trace.num_tokens
+        check = self._trace.check
+        figures = tally(decisions, check=check)
+        choices = [decision.choice for decision in decisions]
         num_chars = sum(len(message.text) for message in self._request.body.messages)
         prompt = self._num_prompt or 1 + num_chars // USUAL_CHARS_PER_TOKEN
         return {
@@ -169,7 +177,8 @@ def refusal_of(finished: Finished) -> RefusedError | None:
         message = "the conversation and its answer do not fit in a model's context"
         return RefusedError(message, "shorten the conversation", code="context_length_exceeded", parameter="messages")
     if isinstance(error, ConversationError):
-        message, hint = "a model's chat template rejects this conversation", "start a new one, or omit the system prompt"
+        message = "a model's chat template rejects this conversation"
+        hint = "start a new one, or omit the system prompt"
         return RefusedError(message, hint, parameter="messages")
     if isinstance(error, ServerError | ServerRequestError):
         return RefusedError("the server of a model failed", "retry later", status=502, code="upstream_error")

@@ -63,7 +63,9 @@ class RefusedError(ArbitrageError):
         parameter: str | None = None,
     ) -> None:
         super().__init__(message, hint)
-        self.status, self.code, self.parameter = status, code, parameter
+        self.status = status
+        self.code = code
+        self.parameter = parameter
 
     @property
     def kind(self) -> str:

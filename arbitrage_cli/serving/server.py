@@ -84,7 +84,8 @@ class Guard:
     def _refusal(self, path: str, headers: Headers) -> RefusedError | None:
         if "content-length" in headers and "transfer-encoding" in headers:
             return RefusedError("a request must not have both Content-Length and Transfer-Encoding")
-        host, origin = headers.get("host", ""), headers.get("origin")
+        host = headers.get("host", "")
+        origin = headers.get("origin")
         if not self.access.accepts_host(_host_name(host)):  # a web page may have any domain name resolve to this server
             return RefusedError("unknown Host header", "use the server's IP address, or an API key", code="invalid_host")
         if origin is not None and origin.partition("://")[2] != host:

@@ -82,7 +82,8 @@ class Intake:
         while True:
             with self._changed:
                 self._changed.wait_for(self.is_ready)
-                ticket, self._next = self._next, None
+                ticket = self._next
+                self._next = None
             if not ticket:
                 return
             yield ticket

@@ -123,7 +123,9 @@ class Child(contextlib.AbstractContextManager["Child"]):
     """
 
     def __init__(self, make: str, *, seconds: float, memory: int) -> None:
-        self._make, self._seconds, self._memory = make, seconds, memory
+        self._make = make
+        self._seconds = seconds
+        self._memory = memory
         self._lock = threading.RLock()
         self._process: Process | None = None
         self._is_ready = False
@@ -136,7 +138,8 @@ class Child(contextlib.AbstractContextManager["Child"]):
         """End the process. The next call starts a new process."""
         if self._process:
             self._process.close()
-        self._process, self._unread = None, b""
+        self._process = None
+        self._unread = b""
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function.

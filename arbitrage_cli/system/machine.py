@@ -89,7 +89,8 @@ def _cgroup_limit() -> int | None:
 
 def _cgroup_memory() -> int | None:
     """Return the free bytes within the cgroup's limit, including the file cache, or None if there is no limit."""
-    limit, now = _cgroup_limit(), _number(_read(CGROUP / "memory.current"))
+    limit = _cgroup_limit()
+    now = _number(_read(CGROUP / "memory.current"))
     if limit is None or now is None:
         return None
     return max(0, limit - now + (_field(CGROUP / "memory.stat", "inactive_file") or 0))

@@ -156,7 +156,8 @@ class State(Record):
             [numbers.setdefault(piece, len(numbers)) for piece in _PIECE.findall(text)]
             for text in (self.draft_text, self.target_text)
         )
-        lengths, proposal = {number: len(piece) for piece, number in numbers.items()}, Proposal(drafted)
+        lengths = {number: len(piece) for piece, number in numbers.items()}
+        proposal = Proposal(drafted)
         shared = sum(lengths[number] for number in written if proposal.follow(number))
         return self.target_tokens * shared // max(1, len(self.target_text))
 
@@ -218,7 +219,8 @@ def prefixes_of(question: str, states: Sequence[State]) -> Iterator[tuple[int, i
 
 def _replayed(question: str, states: Sequence[State]) -> Iterator[tuple[State, Callable[[Step], Floats]]]:
     """Yield each state with the function that computes the features of a step at its position."""
-    earlier, decisions = EarlierSteps(Problem("", question)), [state.decision for state in states]
+    earlier = EarlierSteps(Problem("", question))
+    decisions = [state.decision for state in states]
     for index, state in enumerate(states):
         yield state, partial(earlier.features, decisions[:index])
 
@@ -268,7 +270,8 @@ class Conditions(Record):
     @classmethod
     def of(cls, run: Run) -> Self:
         """Return the conditions of a run of `arbitrage collect`."""
-        settings, dataset = run.decided.settings, run.dataset
+        settings = run.decided.settings
+        dataset = run.dataset
         pair = {role: run.decided.models[role].known_as(run.name_of(role)) for role in WRITING}
         fixed = json.dumps([{role: asdict(model) for role, model in pair.items()}, settings.to_dict()], sort_keys=True)
         return cls(

@@ -101,7 +101,8 @@ def fit_curves(number: Numbers, share: Numbers, weight: Numbers, prior: Prior) -
 
     The curves are maximum a posteriori estimates, computed by Newton's method.
     """
-    mean, precision = np.array(prior[0]), np.array(prior[1]) ** -2.0
+    mean = np.array(prior[0])
+    precision = np.array(prior[1]) ** -2.0
     inputs = np.stack([np.ones_like(number), number], axis=1)
     squares = np.stack([inputs[:, 0], number, number, number**2], axis=1)
     curve = np.tile(mean, (len(weight), 1))
@@ -119,7 +120,8 @@ class ExpectedLoss:
     def __init__(self, probability: Numbers, outcomes: Outcomes) -> None:
         clipped = np.clip(probability, NEAREST, 1 - NEAREST)
         log_odds = np.log(clipped / (1 - clipped))
-        target_reward, self._starts = outcomes.target_reward, outcomes.starts
+        target_reward = outcomes.target_reward
+        self._starts = outcomes.starts
         self._advantage = target_reward - outcomes.draft_reward
         lengths = np.diff(self._starts, append=len(outcomes))
         self._solution = np.repeat(np.arange(len(lengths)), lengths)
@@ -136,7 +138,8 @@ class ExpectedLoss:
 
     def changes(self, accepted: Mask) -> tuple[float, float, float]:
         """Return the mean change in reward per solution, with its 95% interval, if these drafted steps are accepted."""
-        expected, observed = self._chain(accepted), self._observed(accepted)
+        expected = self._chain(accepted)
+        observed = self._observed(accepted)
         drops = self._drop[0, accepted].sum() / len(observed)
         # Few solutions without a drop hardly vary, so the noise is at least that of the predicted number of drops.
         noise = max(np.var(self._means(observed - expected[0])[1:]), drops / self._num_problems)
@@ -246,8 +249,10 @@ def spread_taus(probability: Numbers) -> list[float]:
 def _row(tau: float, escalated: Mask, outcomes: Outcomes, loss: ExpectedLoss) -> TauRow:
     is_better = outcomes.advantage > 0
     change, low, high = loss.changes(~escalated)
-    written, called = outcomes.take(outcomes.is_written), escalated[outcomes.is_written]
-    count, target_tokens = len(written.starts), written.target_tokens[called]
+    written = outcomes.take(outcomes.is_written)
+    called = escalated[outcomes.is_written]
+    count = len(written.starts)
+    target_tokens = written.target_tokens[called]
     shared = np.minimum(written.shared_tokens[called], target_tokens)
     return TauRow(
         tau=tau,

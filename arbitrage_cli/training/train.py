@@ -77,7 +77,8 @@ def with_taus(router: Router, collected: Collected, *, name: str | None = None) 
 def _table(router: Router, collected: Collected, chosen: Mask, probability: Numbers) -> TauTable:
     """Return the table of the chosen states, given the probabilities of all states."""
     rows, state, tokens = collected.prefixes(chosen)
-    prefixes, own = Prefixes(state, tokens, router.probabilities(rows)), probability[chosen]
+    prefixes = Prefixes(state, tokens, router.probabilities(rows))
+    own = probability[chosen]
     return make_table(own, collected.outcomes.take(chosen), spread_taus(own), collected.costs, prefixes)
 
 

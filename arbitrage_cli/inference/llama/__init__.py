@@ -49,7 +49,8 @@ def library_selected() -> Iterator[None]:
     if folder is None:
         yield
         return
-    version, features = importlib.metadata.version(PACKAGE), processor_features()
+    version = importlib.metadata.version(PACKAGE)
+    features = processor_features()
     if version != PREBUILT:
         raise ModelUnsupportedError(f"{PACKAGE} {version} is not supported", f'pip install "{PACKAGE}=={PREBUILT}"')
     if features and "avx2" not in features:

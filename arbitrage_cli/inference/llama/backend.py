@@ -133,7 +133,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     # --- loading
 
     def _refuse_unsupported(self) -> None:
-        model, name = self._model, self._path.name
+        model = self._model
+        name = self._path.name
         is_causal = self._header.metadata.get(f"{self._header.architecture}.attention.causal", True)
         if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
             raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
@@ -203,7 +204,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
         Raises ModelUnsupportedError if restoring fails. If the removal fails, `states.max_dropped` remains 0.
         """
-        token, after = self.tokenizer.any_token, WARM_UP_TOKENS + 1
+        token = self.tokenizer.any_token
+        after = WARM_UP_TOKENS + 1
         self._read_some(WARM_UP_TOKENS)
         state = states.save(0)
         first, second = self._decode_one(after), self._decode_one(after + 1)
@@ -291,7 +293,9 @@ class LlamaStates:
     """Implements `States` for a llama.cpp context."""
 
     def __init__(self, context: Any, memory: Any, name: str) -> None:
-        self._context, self._memory, self._name = context, memory, name
+        self._context = context
+        self._memory = memory
+        self._name = name
         self.max_dropped = 0
         self.batch: dict[int, int] = {}  # the first position in the latest batch, by sequence
 
@@ -328,7 +332,8 @@ class _Batch:
 
     def __init__(self, size: int) -> None:
         self.struct = c.llama_batch_init(size, 0, 1)
-        self._tokens, self._positions = self.struct.token, self.struct.pos
+        self._tokens = self.struct.token
+        self._positions = self.struct.pos
         self._sequences = [self.struct.seq_id[index] for index in range(size)]
         self._outputs = self.struct.logits
         for index in range(size):
@@ -380,7 +385,8 @@ def gpus() -> list[Gpu]:
     start_llama()  # detects the devices
     size_pointer = ctypes.POINTER(ctypes.c_size_t)
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
     kind_of, name_of = ggml.ggml_backend_dev_type, ggml.ggml_backend_dev_description
     kind_of.argtypes = name_of.argtypes = [ctypes.c_void_p]
     name_of.restype = ctypes.c_char_p

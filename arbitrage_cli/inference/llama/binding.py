@@ -152,7 +152,8 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
             failures.append(error)
         return not (noted or failures)
 
-    callback, no_devices = c.llama_progress_callback(report), ctypes.c_void_p()  # a list that ends at its first item
+    callback = c.llama_progress_callback(report)
+    no_devices = ctypes.c_void_p()  # a list that ends at its first item
     parameters = c.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
     parameters.progress_callback = callback

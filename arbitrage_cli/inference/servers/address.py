@@ -92,7 +92,8 @@ def find_keys(
     shared = environment.get(SHARED_KEY_VARIABLE)
     are_several = len({address.host for address in addresses.values()}) > 1
     for role, address in addresses.items():
-        named, own = variables.get(role), key_variable(role)
+        named = variables.get(role)
+        own = key_variable(role)
         if named and not environment.get(named):
             raise UsageError(f"environment variable {named} for the API key of the {role} is not set", f"export {named}=...")
         key = environment.get(named or "") or environment.get(own)

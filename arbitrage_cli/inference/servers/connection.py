@@ -66,7 +66,9 @@ class RetryableError(Exception):
 
     def __init__(self, reason: str, *, retry_after: float = 0.0, is_down: bool = False, status: int = 0) -> None:
         super().__init__(reason)
-        self.retry_after, self.is_down, self.status = retry_after, is_down, status
+        self.retry_after = retry_after
+        self.is_down = is_down
+        self.status = status
 
 
 class Connection:
@@ -167,7 +169,8 @@ class Server:
         """
         import httpx2
 
-        size, limits = 0, (CHUNK_SECONDS, WHOLE_SECONDS) if topic else (SHORT_SECONDS, 2 * SHORT_SECONDS)
+        size = 0
+        limits = (CHUNK_SECONDS, WHOLE_SECONDS) if topic else (SHORT_SECONDS, 2 * SHORT_SECONDS)
         async with self._sent(path, body, topic, *limits) as response:
             if (kind := response.headers.get("Content-Type", "nothing").partition(";")[0]) != "text/event-stream":
                 raise ServerRequestError(f"{self.name} does not stream its responses (it sent {self.shown(kind)})")
@@ -199,7 +202,8 @@ class Server:
             headers["Authorization"] = f"Bearer {self.key}"
         client = self.connection.client(topic, may_use_proxy=not self.address.is_private)  # a proxy would see the key
         timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
-        method, url = "GET" if body is None else "POST", self.address.url(path)
+        method = "GET" if body is None else "POST"
+        url = self.address.url(path)
         sending = client.stream(method, url, json=body, headers=headers, timeout=timeout)
         try:
             async with asyncio.timeout(seconds), sending as response:
@@ -279,12 +283,15 @@ class Server:
         A probe is repeated a few times, and only if the server responds. Raises ServerRequestError if only this work failed;
         ServerError if the server cannot be used.
         """
-        began, num_tries, num_counted = time.monotonic(), 0, 0
+        began = time.monotonic()
+        num_tries = 0
+        num_counted = 0
         while True:
             try:
                 return await work()
             except RetryableError as failure:
-                num_tries, num_counted = num_tries + 1, num_counted + (not self.is_gone)
+                num_tries += 1
+                num_counted += not self.is_gone
                 if num_counted >= (MAX_PROBES if is_probe else MAX_TRIES) or (is_probe and failure.is_down):
                     usual = "check the address and that the server is running" if is_probe else "lower --concurrency"
                     message = f"{'' if is_probe else f'{num_tries} tries failed: '}{self.name} {failure}"

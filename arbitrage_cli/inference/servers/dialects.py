@@ -256,7 +256,9 @@ class _OwnText:
     """Removes repeated text from the beginning of a response: the text to continue and, if it was not sent, the separator."""
 
     def __init__(self, written: str, sent: str) -> None:
-        self._sent, self._is_compared, self._held = sent, not sent, ""
+        self._sent = sent
+        self._is_compared = not sent
+        self._held = ""
         self._skipped = "\n" if written != sent else ""
 
     def take(self, piece: Piece) -> Piece:
@@ -273,7 +275,8 @@ class _OwnText:
             is_repetition = num_common >= min(len(self._sent), MAX_COMMON)
             if is_repetition and num_common < len(self._sent):
                 raise ServerRequestError("the model begins its answer again instead of continuing it", "use another target")
-            text, self._is_compared = self._held[num_common if is_repetition else 0 :], True
+            text = self._held[num_common if is_repetition else 0 :]
+            self._is_compared = True
         if text := text.lstrip(self._skipped):
             self._skipped = ""
         return replace(piece, text=text)

@@ -201,7 +201,9 @@ class ServedModel:
 
     async def pieces(self, request: TextRequest, topic: str = "") -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a response. Raises the same errors as `Server.stream`."""
-        body, num_pieces, is_complete = self.dialect.body(request), 0, False
+        body = self.dialect.body(request)
+        num_pieces = 0
+        is_complete = False
         stream = self.server.stream(self.dialect.path, self.dialect.reader(request), body, topic)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as limit, aclosing(stream) as pieces:
@@ -220,7 +222,8 @@ class ServedModel:
             message = f"{self.server.name} ended its response with '{self.server.shown(piece.failure)}'"
             is_filtered = piece.failure in ("content_filter", "refusal")
             raise ServerRequestError(message, status=403 if is_filtered else 0)
-        max_written, max_prompt = 2 * request.max_tokens + SPARE_TOKENS, 2 * len(request.prompt) + HIDDEN_TOKENS
+        max_written = 2 * request.max_tokens + SPARE_TOKENS
+        max_prompt = 2 * len(request.prompt) + HIDDEN_TOKENS
         if num_pieces > max_written:
             hint = "use a server that limits the number of tokens in a response"
             raise ServerRequestError(f"{self.server.name} sent more than {request.max_tokens} tokens", hint)

@@ -105,7 +105,8 @@ class Piece:
 
     def split(self, num_characters: int) -> "tuple[Piece, Piece]":
         """Split the piece after a number of characters. Ids are divided in proportion to the characters."""
-        rest, num_ids = self.text[num_characters:], len(self.ids) * num_characters // len(self.text)
+        rest = self.text[num_characters:]
+        num_ids = len(self.ids) * num_characters // len(self.text)
         lengths = accumulate(len(token.text) for token in reversed(self.tokens))
         num_tokens = sum(length > len(rest) for length in lengths)
         first = replace(self, text=self.text[:num_characters], ids=self.ids[:num_ids], tokens=self.tokens[:num_tokens])
@@ -144,13 +145,16 @@ class _Choice(BaseModel):
     logprobs: _LogProbabilities | None = None
 
     def read(self, usage: ReportedUsage | None) -> Piece:
-        ending, failure, reason = None, "refusal" if self.delta.refusal else "", self.finish_reason
+        ending = None
+        failure = "refusal" if self.delta.refusal else ""
+        reason = self.finish_reason
         if reason:
             is_named = isinstance(self.stopped_by, str) or self.native_finish_reason == "stop_sequence"
             ending = "separator" if is_named else ENDINGS.get(reason, "stop")
             failure = failure or ("" if reason in ENDINGS else reason)
         tokens = self.logprobs.read() if self.logprobs else ()
-        text, thinks = self.text or self.delta.content or "", bool(self.delta.reasoning or (usage and usage.thinking))
+        text = self.text or self.delta.content or ""
+        thinks = bool(self.delta.reasoning or (usage and usage.thinking))
         return Piece(text, self.token_ids or (), tokens, ending, usage, thinks, failure)
 
 

@@ -249,7 +249,8 @@ class ServedWriter:
             self._report(slot, error=error)
 
     async def _unreported(self, slot: _Slot) -> list[Step]:
-        steps, writing = [update.step for update in slot.updates if update.step], slot.writing
+        steps = [update.step for update in slot.updates if update.step]
+        writing = slot.writing
         if (cost := slot.unkept) != Cost():
             text = writing.text.finish(is_cut=True)
             steps.append(Step(self.role, text, writing.num_tokens, cost, "early", phase=writing.phase))
@@ -261,7 +262,8 @@ class ServedWriter:
 
     async def _write(self, slot: _Slot) -> None:
         """Write the next step or, with `until_end`, the rest of the phase."""
-        limits, context_size = slot.trace.limits, self.model.card.context_size
+        limits = slot.trace.limits
+        context_size = self.model.card.context_size
         self._begin(slot)
         prompt = await self._prompt_of(slot)
         if len(prompt.ids) >= context_size:
@@ -406,7 +408,8 @@ class ServedWriter:
 
     def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
-        ids, end = writing.ids, self._think_end_ids
+        ids = writing.ids
+        end = self._think_end_ids
         if writing.text.lacks_tokens:
             return []
         if step.phase == "answer" or not ids:
@@ -423,7 +426,8 @@ class ServedWriter:
         )
 
     def _request(self, slot: _Slot, prompt: Prompt, max_tokens: int) -> TextRequest:
-        writing, form = slot.writing, self._prompt.think_format
+        writing = slot.writing
+        form = self._prompt.think_format
         prompt = prompt.followed_by(writing.text.so_far, writing.ids)
         return TextRequest(
             self.model.name,
@@ -438,7 +442,9 @@ class ServedWriter:
         )
 
     async def _prompt_of(self, slot: _Slot) -> Prompt:
-        model, topic, form = self.model, slot.topic, self._prompt.think_format
+        model = self.model
+        topic = slot.topic
+        form = self._prompt.think_format
         if not slot.segments:
             slot.segments = await model.with_renderings(partial(self._prompt.for_problem, slot.problem))
             marks = [Control(form.opens + form.closes)] if slot.problem.thinks else []
@@ -464,7 +470,8 @@ class ChatWriter(ServedWriter):
     """A `Writer` for a model behind a chat API. The other model's thinking is continued as ordinary text."""
 
     async def _prompt_of(self, slot: _Slot) -> Prompt:
-        problem, written = slot.problem, slot.trace.written
+        problem = slot.problem
+        written = slot.trace.written
         if slot.trace.thoughts and not slot.trace.text:
             written += self.style.step_end.separator
         system = (self.style.instructions if problem.system is None else problem.system).strip()
