@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arbitrage_cli.app.options import Options, RewardSource
+from arbitrage_cli.costs.memory import check_concurrency
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.errors import ArbitrageError, UsageError, unknown
 from arbitrage_cli.inference.backend import LoadOptions
@@ -438,6 +439,8 @@ def _request(
     early_stop = named.early_stop(options.early_stop, [policy for policy, _ in routes])
     request = Request(options, task, named, routes, options.concurrency or concurrency, early_stop=early_stop, **more)
     request.models_for(request.asked)
+    if not named.served:
+        check_concurrency(request.concurrency)
     for policy, tau in routes:
         resolve_tau(policy, tau, AvailableRouter(named.router, named.router_source))
     return request

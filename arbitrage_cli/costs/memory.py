@@ -98,6 +98,16 @@ def memory_needed(
     return Need(host, gpu, most)
 
 
+def check_concurrency(count: int, most: int = MOST_HERE) -> None:
+    """Raise UsageError if more than `most` problems are to be solved at once by models on this machine."""
+    if count > most:
+        raise UsageError(
+            f"{count} concurrent problems exceed the limit of {most} for models on this machine",
+            f"use --concurrency {most} or less",
+            option="concurrency",
+        )
+
+
 def check_memory(need: Need, count: int = 1) -> None:
     """Raise ModelMemoryError if `count` problems at once do not fit in the memory of the machine or the GPU.
 
@@ -106,12 +116,7 @@ def check_memory(need: Need, count: int = 1) -> None:
 
     Raises UsageError if llama.cpp has too few sequences for the problems.
     """
-    if count > need.most:
-        raise UsageError(
-            f"{count} concurrent problems exceed the limit of {need.most} for models on this machine",
-            f"use --concurrency {need.most} or less",
-            option="concurrency",
-        )
+    check_concurrency(count, need.most)
     for part, name, total, free, hint in need.rooms():
         needed = part.weights + count * part.each
         message = (

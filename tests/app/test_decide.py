@@ -227,6 +227,7 @@ CHECKED = {"policy": "agree", "check": "scripted:target"}
         ({"target": None}, None, "needs a target model"),
         ({"draft": ""}, "draft", "empty"),
         ({"tau": "high"}, "tau", "'high'"),
+        ({"concurrency": 65}, "concurrency", "--concurrency 64"),
         ({"prm": "none.gguf"}, "prm", "policy entropy"),
         ({"policy": "rsd"}, None, "process reward model"),
         ({"policy": "arbitrage"}, None, "--router"),
