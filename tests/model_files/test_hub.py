@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -303,3 +305,17 @@ def test_no_single_choice(name: HubName, files: list[str], message: str, hint: s
         choose(name, files)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "localhost:8080"])
+def test_malformed_endpoint(endpoint: str, tmp_path: Path) -> None:
+    """huggingface_hub reads HF_ENDPOINT when it is imported, hence the other process."""
+    code = (
+        "from arbitrage_cli.errors import HubError; from arbitrage_cli.model_files import hub\n"
+        "try: hub.fetch(hub.HubName('user/repo'))\n"
+        "except HubError as error: print(error.message, error.hint)"
+    )
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert "HF_ENDPOINT" in done.stdout, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
