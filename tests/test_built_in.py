@@ -35,6 +35,7 @@ from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files, read_pairs, router_file
 from arbitrage_cli.problems.datasets import load_dataset
+from arbitrage_cli.problems.exercises import WORDINGS
 from arbitrage_cli.rewards import PrmRater
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.policies import POLICIES
@@ -195,7 +196,7 @@ def test_the_readme_of_the_models_is_true() -> None:
     assert {router_file(pair.router), router_file(UNIVERSAL_ROUTER)} <= set(routers)
     lines = (MODELS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     sums = {name: sha256 for sha256, name in map(str.split, lines)}
-    for path in (*shipped, *routers, MODELS / "builtin.jsonl", MODELS / "builtin-dev.jsonl"):
+    for path in (*shipped, *routers, MODELS / "builtin.jsonl", MODELS / "builtin-dev.jsonl", MODELS / WORDINGS):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == sums.pop(path.name), path.name
         assert f"{path.stat().st_size:,}" in card
     assert not sums

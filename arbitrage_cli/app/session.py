@@ -13,7 +13,8 @@ from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import continued, routes_of
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.model_files.pairs import is_gguf
+from arbitrage_cli.model_files.pairs import is_built_in, is_gguf
+from arbitrage_cli.problems.exercises import is_exercise
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Menu, Route, need_router
@@ -100,6 +101,9 @@ class Session:
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,
+            is_known=is_exercise
+            if any(is_built_in(self.decided.sources[role]) for role in writing)
+            else lambda question: True,
             bill=self.decided.bill,
         )
 

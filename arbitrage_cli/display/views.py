@@ -3,7 +3,6 @@
 A view turns events into permanent lines. `region` returns the lines that a live display redraws below them.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,8 +12,8 @@ from itertools import islice
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown, Standing
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.text import Line, aligned, one_line, role_name, shortened
-from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.routing.equations import steps_with_wrong_equations
 from arbitrage_cli.runs.records import RunInfo, tally_of
 from arbitrage_cli.types import (
     Attribution,
@@ -32,8 +31,10 @@ from arbitrage_cli.types import (
 )
 
 DRAFT_ROWS, TEXT_ROWS = 3, 6
-ARITHMETIC = re.compile(r"(?=.*\d).*(\d\D+\d|\bhow (many|much)\b|\bconvert\b)", re.IGNORECASE | re.DOTALL)
-NO_ARITHMETIC = "this question is not arithmetic, so the answer of the built-in models is probably wrong"
+UNKNOWN_QUESTION = (
+    "the built-in models only know exercises like those of --dataset builtin, and this question is none of them, so the answer is "
+    "probably wrong"
+)
 MAX_QUESTION, MAX_THOUGHT = 200, 160  # characters
 BAR = 24  # characters
 MARGIN = "     "
@@ -90,6 +91,7 @@ class SolveView:
         self._steps: dict[Trace, _StepInProgress] = {}
         self._totals = wording.Totals()
         self._began: float | None = None
+        self._has_unknown = False
 
     def handle(self, event: Shown, now: float) -> list[Line]:
         if isinstance(event, AttemptStarted | AttemptEnded | RequestEnded):
@@ -198,9 +200,17 @@ class SolveView:
             progress = "" if self._run.num_problems in (None, 1) else self._progress(now)
             about = wording.joined(*facts, progress)
             lines.append(Line.of((self._of(trace.problem), "bold"), *self._answer(finished), (about, "dim")))
-            if any(map(is_built_in, self._run.models.values())) and not ARITHMETIC.match(trace.problem.question):
-                lines.append(Line.of((NO_ARITHMETIC, "yellow")))
+            lines += self._doubts(trace)
         return lines
+
+    def _doubts(self, trace: Trace) -> Iterator[Line]:
+        """Yield reasons why the answer may be wrong. Of several unknown questions, the first is named."""
+        if steps := steps_with_wrong_equations(trace):
+            yield Line.of((f"{self._of(trace.problem)}{wording.wrong_equations(steps)}", "yellow"))
+        is_one = self._run.num_problems == 1
+        if (is_one or not self._has_unknown) and not self._run.is_known(trace.problem.question):
+            self._has_unknown = True
+            yield Line.of((f"{self._of(trace.problem)}{UNKNOWN_QUESTION}", "yellow"))
 
     def _answer(self, finished: Finished) -> list[tuple[str, str]]:
         """Return the answer and the limit that the solution reached, unless only an answer follows on the same terminal."""

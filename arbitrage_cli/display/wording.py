@@ -1,7 +1,7 @@
 """Phrases about problems, steps, runs and requests, which all displays share."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 
@@ -208,6 +208,11 @@ def price(bill: Bill) -> str:
     spent, alone = bill or (None, None)
     words = "" if spent is None else f"${spent:.5f}"
     return words if alone is None else f"{words} (the target alone: about ${alone:.5f})"
+
+
+def wrong_equations(steps: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, steps))
+    return f"step {numbers} has a wrong equation" if len(steps) == 1 else f"steps {numbers} have wrong equations"
 
 
 def failure(finished: Finished) -> str:

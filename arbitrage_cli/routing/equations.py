@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
-from arbitrage_cli.types import frozen
+from arbitrage_cli.types import Trace, frozen
 
 Value = Fraction | int
 
@@ -109,6 +109,16 @@ def check_equations(text: str, *, is_whole: bool = True) -> tuple[Equation, ...]
         tokens = _without_last_side(list(_tokens(text[:MAX_CHARACTERS].rstrip(".,:"))))
     groups = groupby(tokens, lambda token: token.kind == "break")
     return tuple(equation for is_break, group in groups if not is_break for equation in _equations(list(group)))
+
+
+def steps_with_wrong_equations(trace: Trace) -> list[int]:
+    """Return the numbers, from 1, of the kept steps of the answer that contain a wrong equation."""
+    kept = [decision.kept for decision in trace.decisions]
+    return [
+        number
+        for number, step in enumerate(kept, start=1)
+        if step.phase == "answer" and not all(one.is_right for one in check_equations(step.text, is_whole=step.is_whole))
+    ]
 
 
 def numbers_in(text: str) -> tuple[Value, ...]:

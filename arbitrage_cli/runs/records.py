@@ -65,6 +65,7 @@ class RunInfo:
     thoughts_tau: float | None = None  # threshold for thoughts if it differs from the route's
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
+    is_known: Callable[[str], bool] = lambda question: True  # false if the built-in models do not know such questions
     explain: Explain | None = None
     bill: Callable[[Finished], Bill] = lambda finished: None
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers.formatting import count
+from arbitrage_cli.routing.equations import steps_with_wrong_equations
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route, stored_route
 from arbitrage_cli.runs.records import (
@@ -251,8 +252,9 @@ class Solved(Row):
 
 
 class SolutionRow(Solved):
-    """A row that `solve` writes."""
+    """A row that `solve` writes. `wrong_equations` contains the numbers, from 1, of kept steps with a wrong equation."""
 
+    wrong_equations: list[int]
     score_is: str | None
     settings: Json
     draft: str | None
@@ -269,6 +271,7 @@ class SolutionRow(Solved):
             run.explain,
             answer=run.find_answer(finished.trace.text),
             error=error[0] if error else None,
+            wrong_equations=steps_with_wrong_equations(finished.trace),
             score_is=run.route.policy.score_is or None,
             settings=dict(run.settings),
             draft=run.models.get("draft"),

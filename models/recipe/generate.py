@@ -132,6 +132,7 @@ THINGS = [
 _INTERCHANGEABLE = re.compile(
     r"\b(?:" + "|".join([*(word for person in PEOPLE for word in person), *THINGS]) + r")\b", re.IGNORECASE
 )
+COLOURS = ["red", "blue", "green", "yellow", "white", "black"]
 SHOPS = ("the market", "the shop", "a store", "the fair")
 PLACES = ("bakery", "factory", "farm", "workshop", "school", "library")
 
@@ -488,7 +489,7 @@ def wages(draw: Draw) -> Told:
 def collection(draw: Draw) -> Told:
     working = Working()
     kinds = draw.length(2, 4)
-    colours = draw.rng.sample(["red", "blue", "green", "yellow", "white", "black"], kinds)
+    colours = draw.rng.sample(COLOURS, kinds)
     numbers = [draw.amount() for _ in colours]
     listed = ", ".join(f"{number} {colour}" for number, colour in zip(numbers[:-1], colours[:-1], strict=True))
     opening = draw.pick(

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,15 @@ def test_a_terminal_that_knows_only_ascii() -> None:
     assert "<= 1.00 " in flat(terminal.text)
     assert b"\\u2264" not in terminal.raw
     assert b"\\u2026" not in terminal.raw
+
+
+@pytest.mark.parametrize(("num_problems", "count"), [(1, 2), (2, 1)])
+def test_reasons_for_doubt_are_shown_with_the_answer(make_view: MakeView, num_problems: int, count: int) -> None:
+    """Of several questions that the models do not know, the first is named. Each solution with a wrong equation is named."""
+    view = make_view(200, 40, run=replace(RUN, num_problems=num_problems, is_known=lambda question: False))
+    for question in ("Which?", "What?"):
+        trace = view.start(question)
+        trace.add(accept("12 - 81 = 1", stop="end"))
+        view.display.handle(finish(trace))
+    assert sum("step 1 has a wrong equation" in line for line in view.screen.lines) == 2
+    assert sum("only know exercises" in line for line in view.screen.lines) == count

@@ -64,6 +64,7 @@ def test_record_of_a_routed_problem() -> None:
         "policy": "entropy",
         "tau": 1.0,
         "tau_name": None,
+        "wrong_equations": [],
         "score_is": "entropy of the step's first token (nats)",
         "settings": {},
         "draft": "small.gguf",
@@ -82,6 +83,13 @@ def test_record_of_rated_steps() -> None:
     made = SolutionRow.of(Finished(make_trace(decision), reward_cost=Cost(9, 1.5, 3, 0.5)), RUN).to_dict()
     assert made["steps"][0]["advantage"] == 0.25
     assert (made["timing"]["reward"]["prefill_tokens"], made["timing"]["reward"]["decode_seconds"]) == (9, 0.5)
+
+
+def test_steps_with_wrong_equations_are_named() -> None:
+    """Thoughts may contain errors that are corrected later."""
+    thought = Decision(replace(make_step("target", "2 + 2 = 5\n\n"), phase="think"))
+    steps = [thought, accept("12 - 81 = 1\n\n"), accept("2 + 2 = 4\n\n"), accept("So 3 * 3 = 6.", stop="end")]
+    assert SolutionRow.of(finish(make_trace(*steps)), RUN).wrong_equations == [2, 4]
 
 
 def attempted(finished: Finished) -> AttemptRow:
