@@ -190,6 +190,14 @@ def test_a_conversation_remembers_what_was_said() -> None:
     assert third.problem.system == "Be brief."
 
 
+def test_a_conversation_has_no_final_answers_to_compare() -> None:
+    with scripted(check="scripted:draft") as pair:
+        assert pair.solve(QUESTION, policy="agree").answer
+        with pytest.raises(UsageError) as refused:
+            pair.conversation(policy="agree")
+    assert refused.value.option == "policy"
+
+
 def test_one_call_at_a_time_and_a_stream_that_is_left_makes_room() -> None:
     with scripted() as pair:
         events = pair.stream(QUESTION)

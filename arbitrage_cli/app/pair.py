@@ -28,6 +28,7 @@ from arbitrage_cli.app.call import (
     python_errors,
     resolve_call,
 )
+from arbitrage_cli.app.decide import NO_CHECKS
 from arbitrage_cli.app.in_order import InOrder
 from arbitrage_cli.app.options import AdviceOptions, Options, check
 from arbitrage_cli.app.protocol import LogDisplay
@@ -125,8 +126,15 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return self._stream(call, call.problem(question, "1"))
 
     def conversation(self, **options: Unpack[CallOptions]) -> "Conversation":
-        """Begin a conversation. The models see all earlier questions and answers."""
-        return Conversation(self._solve, self._call(options), self._decided.sources)
+        """Begin a conversation. The models see all earlier questions and answers.
+
+        Raises UsageError if an option is invalid, or the policy cannot be used in a conversation.
+        """
+        call = self._call(options)
+        if call.route.policy.compares_answers:
+            hint = "pass another policy to conversation(...)"
+            raise UsageError(f"policy {call.route.policy.name} cannot be used: {NO_CHECKS}", hint, option="policy")
+        return Conversation(self._solve, call, self._decided.sources)
 
     @python_errors()
     def advise(self, questions: Iterable[str | Fields], *, minutes: float = 10.0) -> "Advice":

@@ -47,6 +47,7 @@ NOTES: Mapping[Oddity, str] = {
     "answers": "the answers in the input are ignored; to grade solutions, use arbitrage bench --dataset FILE",
 }
 TABLES = (".csv", ".parquet")
+JSON_LINES = (".jsonl", ".ndjson")
 InputLine = Problem | BadLine
 
 
@@ -93,7 +94,9 @@ class Problems:
             count = count_lines(stream)
             self.total = None if count is None else len(range(count)[places])
             self._lines = LineSource(stream, self._name)
-            rows = itertools.islice(read_problems(self._lines, self._note, mapping), places.start, places.stop)
+            is_named_jsonl = self._name.lower().endswith(JSON_LINES)
+            problems = read_problems(self._lines, self._note, mapping, is_named_jsonl=is_named_jsonl)
+            rows = itertools.islice(problems, places.start, places.stop)
         self._rows = self._checked(rows)
 
     def rows(self) -> Iterator[InputLine]:

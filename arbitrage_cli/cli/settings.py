@@ -5,7 +5,6 @@ without its dashes: `draft = "small.gguf"`, `max-tokens = 1024` (or `max_tokens`
 of this command only.
 """
 
-import json
 import os
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -97,15 +96,17 @@ def _read(path: Path, root: Any, command: str) -> Json:
 
 
 def _checked(path: Path, place: str, table: Fields, command: Any) -> Json:
-    """Return the settings with dashes in their names, and with tables as JSON. Raises UsageError for an unknown setting."""
+    """Return the settings with dashes in their names. Raises UsageError for an unknown setting, or a list or table."""
     known = sorted(_settings(command))
-    settings = {
-        name.replace("_", "-"): json.dumps(v, default=str) if isinstance(v, dict) else v for name, v in table.items()
-    }
-    for option in settings:
+    settings = {name.replace("_", "-"): value for name, value in table.items()}
+    for option, value in settings.items():
         if option not in known:
             error = unknown("setting", option, known)
             raise UsageError(f"{path}: {place}{error.message}", error.hint)
+        if not isinstance(value, str | int | float):
+            kind = "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a date or time"
+            hint = f'write the value as on the command line, in quotes: {option} = "..."'
+            raise UsageError(f"{path}: {place}{option}: expected a text, a number, true or false; found {kind}", hint)
     return settings
 
 

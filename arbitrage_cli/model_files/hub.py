@@ -146,7 +146,8 @@ def cached_models() -> Iterator[HubName]:
 def _cached_files(name: HubName) -> tuple[Path, list[str]]:
     """Return the folder of a revision in the cache, and the names of its files."""
     ref = _cache(name) / "refs" / name.revision
-    snapshot = _cache(name) / "snapshots" / (ref.read_text().strip() if ref.is_file() else name.revision)
+    commit = ref.read_text().strip() if ref.is_file() else ""  # an interrupted download may leave an empty file
+    snapshot = _cache(name) / "snapshots" / (commit or name.revision)
     return snapshot, [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
 
 

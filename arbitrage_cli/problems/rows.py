@@ -139,15 +139,19 @@ def _joined(messages: Sequence[tuple[str, str]]) -> list[Message]:
 
 
 def read_problems(
-    stream: LineReader, note: Callable[[Oddity], None] = lambda oddity: None, mapping: Mapping[str, str] = NO_MAPPING
+    stream: LineReader,
+    note: Callable[[Oddity], None] = lambda oddity: None,
+    mapping: Mapping[str, str] = NO_MAPPING,
+    *,
+    is_named_jsonl: bool = False,
 ) -> Iterator[Problem | BadLine]:
     """Yield a problem for each non-blank line of UTF-8 text.
 
-    The input is treated as JSONL if its first non-blank line begins like a JSON object, or if `mapping` overrides the names
-    in FIELDS. The default id is the line number. `note` is called for blank lines between lines of plain text, and for JSON
-    objects with an answer.
+    The input is treated as JSONL if its name says so, if its first non-blank line begins like a JSON object, or if `mapping`
+    overrides the names in FIELDS. The default id is the line number. `note` is called for blank lines between lines of plain
+    text, and for JSON objects with an answer.
     """
-    is_json = True if mapping else None
+    is_json = True if mapping or is_named_jsonl else None
 
     def parse(number: int, text: str, follows_gap: bool) -> Problem:
         nonlocal is_json

@@ -119,7 +119,7 @@ def test_every_line_has_a_result_and_the_same_file_continues(here: Path, concurr
 
 
 def test_a_full_context_is_a_result(here: Path) -> None:
-    (here / "problems.jsonl").write_text("1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9\n")
+    write_rows(here / "problems.jsonl", [{"question": "1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9"}])
     counts = [solve(here, typed(**SCRIPTED, ctx=160)) for _ in range(2)]
     assert [(one.num_new, one.num_failed) for one in counts] == [(1, 0), (0, 0)]
 

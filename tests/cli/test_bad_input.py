@@ -75,6 +75,15 @@ def test_problem_that_is_too_long_does_not_stop_the_others() -> None:
     assert "--ctx" in message
 
 
+@pytest.mark.parametrize("name", ["problems.jsonl", "problems.NDJSON"])
+def test_lines_of_a_jsonl_file_that_are_no_json_are_errors_of_these_lines(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('5 + 6\n{"question": "1 + 2"}\n')
+    ended = run("solve", *MODELS, "--input", name, "--format", "json", "-q", cwd=tmp_path)
+    assert ended.code == 1
+    assert [(record["id"], record["status"]) for record in ended.records] == [("1", "error"), ("2", "done")]
+    assert ended.records[0]["error"].startswith("line 1: not valid JSON")
+
+
 def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00\n" * 5000)
     result = solve("--input", "model.bin", cwd=tmp_path)

@@ -137,6 +137,13 @@ def test_models_in_the_cache_of_the_hub_which_llama_cpp_uses_too(home: Path) -> 
     assert found == ["maker/Small-GGUF:q8-00001-of-00002.gguf"]
 
 
+def test_an_empty_reference_in_the_cache_of_the_hub_names_no_file(home: Path) -> None:
+    put(home / "hub/models--maker--Small-GGUF/refs/main", b"")
+    put(home / f"hub/models--maker--Small-GGUF/snapshots/{'c' * 40}/q8.gguf", b"GGUF")
+    assert local_files("maker/Small-GGUF:q8") == ()
+    assert [*found_names()] == []
+
+
 @pytest.mark.parametrize(
     "name",
     [
