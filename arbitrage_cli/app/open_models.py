@@ -27,6 +27,7 @@ from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
 from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
+from arbitrage_cli.inference.sparing_clock import sparing
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import is_built_in, is_served, local_files
@@ -224,7 +225,7 @@ class OpenModels:
             len(self._decided.routes) == 1,
             costs,
             request.task.may_be_complete,
-            clock_for(model.card for model in self.by_role.values()),
+            sparing(clock_for(model.card for model in self.by_role.values())),
         )
         self.writers = Writers(self.by_role, self.writing)
 

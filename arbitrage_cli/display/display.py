@@ -94,7 +94,7 @@ class CommandDisplay:
             lines = self._view.handle(event, self._clock()) if self._view else []
             if isinstance(event, RequestEnded) and self._verbosity:
                 lines = [Line.of((wording.request(event), "red" if event.finished.error and not event.end else ""))]
-            if lines or self._has_waited or not _may_wait(event):
+            if lines or (self._screen.is_live and (not _may_wait(event) or self._has_waited)):
                 self._show(lines)
 
     def end(self) -> None:

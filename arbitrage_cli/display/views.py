@@ -49,20 +49,21 @@ CHOICES = {"accept": "green", "escalate": "yellow", None: ""}
 class _StepInProgress:
     number: int = 1
     writer: ModelRole | None = None
-    state: str = ""
     text: str = ""
     draft_text: str = ""  # while the target rewrites the step
     num_tokens: int = 0
+    num_unread: int = 0  # prompt tokens, until the first token is written
+    is_scored: bool = False
     is_thought: bool = False
     began: float = 0.0
 
     def update(self, event: Shown, now: float) -> None:
-        if isinstance(event, Rating):
-            self.state = "scoring"
-        elif isinstance(event, Wrote) and event.model == self.writer:  # two models may write at once: one of them is shown
-            self.text += event.text
-            self.num_tokens += 1
-            self.state = formatting.count(self.num_tokens, "token")
+        if isinstance(event, Wrote):
+            if event.model == self.writer:  # two models may write at once: one of them is shown
+                self.text += event.text
+                self.num_tokens += 1
+        elif isinstance(event, Rating):
+            self.is_scored = True
         elif isinstance(event, Writing):
             if event.model != self.writer or self.num_tokens:  # otherwise the prefill continues
                 self.draft_text = self.text if (self.writer, event.model) == ("draft", "target") else ""
@@ -70,15 +71,24 @@ class _StepInProgress:
                 self.text = ""
                 self.num_tokens = 0
                 self.is_thought = event.trace.phase == "think"
+                self.is_scored = False
                 self.began = now
             self.number = len(event.trace.decisions) + 1
-            self.state = f"prefill {event.num_unread} tokens" if event.num_unread > 1 else "0 tokens"
+            self.num_unread = event.num_unread
 
     @property
     def head(self) -> list[tuple[str, str]]:
         """The number of the step, its writer, and what the writer does."""
         writer = (f"{role_name(self.writer):<6}", COLORS[self.writer]) if self.writer else ("", "")
-        return [(f"{self.number:>3}  ", "bold"), writer, (f"  {self.state:<10}", "dim")]
+        return [(f"{self.number:>3}  ", "bold"), writer, (f"  {self._state:<10}", "dim")]
+
+    @property
+    def _state(self) -> str:
+        if self.is_scored:
+            return "scoring"
+        if self.num_unread > 1 and not self.num_tokens:
+            return f"prefill {self.num_unread} tokens"
+        return formatting.count(self.num_tokens, "token")
 
 
 class SolveView:
@@ -94,6 +104,9 @@ class SolveView:
         self._has_unknown = False
 
     def handle(self, event: Shown, now: float) -> list[Line]:
+        if isinstance(event, Wrote):  # by far the most frequent event
+            self._steps[event.trace].update(event, now)
+            return []
         if isinstance(event, AttemptStarted | AttemptEnded | RequestEnded):
             return []
         if isinstance(event, Started) and self._run.num_problems == 1:  # in a chat, the figures are those of one question

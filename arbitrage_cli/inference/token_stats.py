@@ -51,7 +51,8 @@ class RowMeter:
         log_probability = unit * float(shifted[token]) - math.log(total)
         entropy = max(0.0, math.log(total) - unit * weighted / total)
         shifted[top] = -np.inf
-        return RowStats(log_probability, entropy, -unit * float(shifted.max()))
+        second = shifted.argmax()  # faster than max()
+        return RowStats(log_probability, entropy, -unit * float(shifted[second]))
 
 
 class Recorder:

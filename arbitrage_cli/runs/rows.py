@@ -4,7 +4,7 @@ Other programs read these rows, so fields may be added but not renamed. A field 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -60,15 +60,25 @@ def _check_policy(policy: str) -> str:
     return policy
 
 
+_COST_FIELDS = tuple(field.name for field in fields(Cost))
+
+
+def _numbers(cost: Cost) -> dict[str, float]:
+    """Return the fields of a cost, much faster than `asdict`."""
+    return {name: getattr(cost, name) for name in _COST_FIELDS}
+
+
 def _check_cost(cost: Cost) -> Cost:
-    if bad := [name for name, value in asdict(cost).items() if not 0 <= value <= 2**53]:
+    if bad := [name for name, value in _numbers(cost).items() if not 0 <= value <= 2**53]:
         raise ValueError(f"{bad[0]} is out of range")
     return cost
 
 
 PolicyName = Annotated[str, AfterValidator(_check_policy)]
 ModelCost = Annotated[Cost, AfterValidator(_check_cost)]
-StepCost = Annotated[ModelCost, PlainSerializer(lambda cost: {name: value for name, value in asdict(cost).items() if value})]
+StepCost = Annotated[
+    ModelCost, PlainSerializer(lambda cost: {name: value for name, value in _numbers(cost).items() if value})
+]
 
 
 class Record(BaseModel):

@@ -4,6 +4,7 @@ After the first signal, a run is saved and ended. A second signal ends the run i
 """
 
 import ctypes
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -58,11 +59,16 @@ def interruptible(on_signal: Callable[[], None] = lambda: None) -> Iterator[None
 def handle_once(number: int, handler: Callable[[int, FrameType | None], object]) -> None:
     """Handle one signal. The next signal kills the process. With glibc, this also works while C code is running."""
     signal.signal(number, handler)
-    rearm = getattr(ctypes.CDLL(None), "sysv_signal", None)
-    if rearm:
+    if (rearm := _sysv_signal()) is not None:
         current = ctypes.pythonapi.PyOS_getsig
         current.restype = ctypes.c_void_p
         rearm(number, ctypes.c_void_p(current(number)))
+
+
+@functools.cache  # looking it up takes longer than computing a batch of a tiny model
+def _sysv_signal() -> Callable[..., object] | None:
+    """Return glibc's function that sets a handler for one signal, or None in other C libraries."""
+    return getattr(ctypes.CDLL(None), "sysv_signal", None)
 
 
 @contextmanager
