@@ -8,31 +8,28 @@ or, if several problems are solved at once, a few problems for each slot.
 import contextlib
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from arbitrage_cli.app.loop import Attempt, Stopwatch, StoredRun, missing, offering_to_resume
+from arbitrage_cli.app.loop import Attempt, Stopwatch, StoredRun, offering_to_resume
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.resume import check_data_set, routes_of
-from arbitrage_cli.app.session import Session, decide_without_models, open_session
+from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
-from arbitrage_cli.model_files.pairs import hub_name, local_files
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.tasks import Grader, Task, is_correct
 from arbitrage_cli.rewards import Continuations, with_rollouts
 from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.folder import RunFolder, begun_run, read_run_folder
+from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH, attempt_error
 from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.runs.run import Setup
-from arbitrage_cli.types import Fields, Finished, Grade, Problem, Trace, frozen
+from arbitrage_cli.types import Fields, Finished, Grade, Problem, Trace
 
 ROUNDS = 4  # the number of problems in a block per slot
 
@@ -177,32 +174,6 @@ def run_bench(request: Request, selected: Selection, path: Path, options: BenchO
                 run.measure(replace(attempt, seconds=options.timeout) for attempt in run.todo)
             run.compare_earlier()
     return run
-
-
-@frozen
-class Preview:
-    """What a benchmark would decide, the models that it would download, and how many attempts are left."""
-
-    decided: Setup
-    missing: Collection[str]
-    num_attempts: int
-    num_todo: int
-    is_resumed: bool
-
-
-def preview(request: Request, selected: Selection, path: Path, options: BenchOptions) -> Preview:
-    """Plan a benchmark without running it. No server is asked.
-
-    Raises UsageError or DamagedRunError if the folder's run cannot be continued.
-    """
-    began, statuses = None if options.fresh else begun_run(path, BENCH), {}
-    decided = decide_without_models(request, began)
-    if began:
-        check_data_set(began.dataset, selected.dataset)
-        statuses = {row.key: row.status for row in read_run_folder(path).rows}
-    attempts = plan(selected.items, routes_of(request, decided), options.samples)
-    fetched = {source for source in decided.sources.values() if hub_name(source) and not local_files(source)}
-    return Preview(decided, fetched, len(attempts), len(missing(attempts, statuses)), began is not None)
 
 
 def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]]:

@@ -110,6 +110,7 @@ class ProblemOptions:
     dataset: str
     mapping: str | None = None
     limit: str | None = None
+    ids: str | None = None
     run_code: RunCode | None = None
 
 

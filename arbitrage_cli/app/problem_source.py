@@ -11,12 +11,13 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from arbitrage_cli.app.options import InputOptions, ProblemOptions, RunCode
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.errors import ProgramsNotAllowedError, UsageError, os_errors
+from arbitrage_cli.errors import MAX_SHOWN, ProgramsNotAllowedError, UsageError, os_errors
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.code import find_sandbox
 from arbitrage_cli.problems.datasets import load_dataset
@@ -279,7 +280,20 @@ class Selection:
 def select_problems(options: ProblemOptions, *, seed: int, offline: bool, needs_answers: bool = True) -> Selection:
     mapping = parse_mapping(options.mapping) if options.mapping else {}
     dataset = load_dataset(options.dataset, offline=offline, mapping=mapping, needs_answers=needs_answers, forms=FORMS)
+    if options.ids:
+        return Selection(dataset, _with_ids(dataset.items, [name.strip() for name in options.ids.split(",")]))
     return Selection(dataset, _select(dataset.items, options.limit, seed), _is_sample(options.limit))
+
+
+def _with_ids(items: Sequence[Item], wanted: Sequence[str]) -> Sequence[Item]:
+    """Return the problems with these ids, in data set order. Raises UsageError for an unknown id."""
+    known = {item.problem.id: item for item in items}
+    for name in wanted:
+        if name not in known:
+            similar = get_close_matches(name[:MAX_SHOWN], known, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"the first id is {next(iter(known), 'missing')}"
+            raise UsageError(f"no problem has the id '{name[:MAX_SHOWN]}'", hint, option="ids")
+    return [item for name, item in known.items() if name in wanted]
 
 
 def _select(items: Sequence[Item], limit: str | None, seed: int) -> Sequence[Item]:

@@ -55,6 +55,8 @@ def ask_for_run(
     If the folder has a run, the request continues it. Raises the same errors as `ask`, `begun_options` and `permitted`.
     """
     is_bench, path = kind == BENCH, run.output_folder
+    if problems.ids and "limit" in options.explicit:
+        raise UsageError("cannot be combined with --limit", "use one of the two options", option="ids")
     selected = select_problems(problems, seed=options.seed, offline=options.offline, needs_answers=is_bench)
     if path is None:
         named = choose_models(options, find_task(options.task or selected.dataset.task))

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     reward=Option(
         "Reward for policy oracle: prm (a process reward model) or rollout (whether the target reaches the known answer)."
     ),
-    dry_run=Option("Show the settings of the run and the number of attempts left, but run nothing.", is_setting=False),
+    dry_run=Option(
+        "Show the settings of the run, the attempts left and their expected time, but run nothing.", is_setting=False
+    ),
     samples=Option("Attempts per problem; sample k uses seed + k."),
     timeout=Option("Time limit per attempt, in seconds. Default: none."),
 )
@@ -61,7 +63,8 @@ def bench(
       arbitrage bench --dataset math500 --pair llama3 --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
-    from arbitrage_cli.app.bench import preview, run_bench
+    from arbitrage_cli.app.bench import run_bench
+    from arbitrage_cli.app.preview import preview
     from arbitrage_cli.app.request import ask_to_compare
     from arbitrage_cli.app.resume import ask_for_run
     from arbitrage_cli.display.facts import plan_facts

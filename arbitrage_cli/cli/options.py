@@ -108,6 +108,7 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
         "limit": Option(
             "Sample N problems with --seed, balanced across levels, or select a range such as 10-20.", "N|FIRST-LAST"
         ),
+        "ids": Option("Solve only the problems with these ids.", "ID,...", is_setting=False),
         "run_code": Option(
             "Allow programs written by models to run, which is required to grade code. --run-code runs them in bubblewrap; "
             "--run-code=unprotected is for use in containers. See arbitrage guide code."

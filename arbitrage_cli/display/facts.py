@@ -13,7 +13,7 @@ from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.types import WRITING, Json
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.bench import Preview
+    from arbitrage_cli.app.preview import Preview
     from arbitrage_cli.costs.store import TunedFile
     from arbitrage_cli.runs.rows import AttemptRow
     from arbitrage_cli.runs.run import Run
@@ -68,6 +68,8 @@ def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
     done = f": {formatting.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"
     yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
+    unknown = f"unknown for {', '.join(planned.unknown)}; run with --limit 5 first, then repeat --dry-run"
+    yield "time", unknown if planned.unknown else f"about {formatting.duration(planned.seconds)}"
     for note in decided.notes:
         yield "note", note
 

@@ -12,10 +12,13 @@ from collected import write_run
 from commands import SCRIPTED, Shown, asked_to_bench, bench, collect, refused, typed
 from faults import results, rows_of, run_json, set_aside, write_problems
 from made_up_runs import figures
+from made_up_tuning import pretend, unit_costs
 
-from arbitrage_cli.app.bench import preview, regrade
+from arbitrage_cli.app.bench import regrade
 from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.preview import preview
 from arbitrage_cli.costs.pair import parse_prices
+from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.display.facts import grade_change
 from arbitrage_cli.errors import DamagedRunError, ModelFileError
 from arbitrage_cli.evaluation import metrics
@@ -162,6 +165,47 @@ def test_a_preview_counts_the_attempts_that_are_left_and_makes_nothing(here: Pat
         (9, 9),
     ]
     assert (files_of(here), (here / "other").exists()) == (before, False)
+
+
+def test_time_in_a_preview_is_that_of_the_attempts_before(here: Path) -> None:
+    """Attempts overlap if several problems are solved at once. The time of scripted models is unknown before the first attempt."""
+    for concurrency in (1, 2):
+        folder, options = here / str(concurrency), typed(**THREE, concurrency=concurrency)
+        before = preview(*asked_to_bench(here, options, output_folder=folder))
+        assert (before.seconds, len(before.unknown)) == (0.0, 3)
+        bench(here, options, output_folder=folder)
+        after = preview(*asked_to_bench(here, options, output_folder=folder, samples=3))
+        total = sum(float(row["wall_seconds"]) for row in rows_of(folder))
+        assert after.seconds == pytest.approx(2 * total / concurrency)
+        assert not after.unknown
+
+
+def test_time_in_a_preview_follows_from_token_costs_and_the_routers_table(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 16 tokens takes as long as one token, or 16 times as long."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(here))
+    seconds: dict[str, list[float]] = {}
+    for name, costs in {"shared": unit_costs(0.1), "apart": unit_costs(0.1, few=4.0, many=16.0)}.items():
+        pretend(tuned_file(), {"draft": costs, "target": costs})
+        for concurrency in (1, 16):
+            options = typed(policy="target,draft", draft="builtin:draft", target="builtin:target", concurrency=concurrency)
+            found = preview(*asked_to_bench(here, options, output_folder=here / "new"))
+            assert not found.unknown
+            seconds.setdefault(name, []).append(found.seconds)
+    assert seconds["shared"][0] == pytest.approx(16 * seconds["shared"][1], rel=0.05)
+    assert seconds["apart"] == pytest.approx([seconds["shared"][0]] * 2, rel=0.05)
+
+
+def test_problems_are_named_by_their_ids(here: Path) -> None:
+    bench(here, typed(**THREE), ids="p2")
+    assert [row["id"] for row in rows_of(here / "run")] == ["p2"] * 3
+    bench(here, typed(**THREE), ids="p0, p2")
+    assert [row["id"] for row in rows_of(here / "run")] == ["p2"] * 3 + ["p0"] * 3
+    assert run_json(here / "run")["levels"].keys() == {"p0", "p2"}
+    before = files_of(here)
+    assert refused(bench, here, typed(**THREE), ids="p0,p9").option == "ids"
+    assert files_of(here) == before
 
 
 def test_another_data_set_is_refused(here: Path) -> None:

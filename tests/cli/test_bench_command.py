@@ -54,10 +54,12 @@ def test_table_goes_to_stdout_and_a_line_an_attempt_to_stderr(finished: tuple[Pa
 
 def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:
     planned = bench(copy, "--dry-run", "--samples", "2")
-    assert (planned.code, planned.err, "attempts  9 of 18 to run\n" in planned.out) == (0, "", True)
+    assert (planned.code, planned.err, "attempts  9 of 18 to run\ntime      about " in planned.out) == (0, "", True)
     assert len(rows_of(copy / "run")) == 9
     assert_refused(bench(copy, "--dry-run", "--json"), 2, "--json: ")
     assert_refused(bench(copy, "--dry-run", "--temperature", "0.5"), 2, "--temperature: ")
+    assert "attempts  0 of 3 to run" in bench(copy, "--dry-run", "--ids", "p1").out
+    assert_refused(bench(copy, "--ids", "p1", "--limit", "1"), 2, "--ids: ", "--limit")
 
 
 def test_finished_run_is_shown_and_not_changed(copy: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_quiet_command_prints_the_answer_alone(tmp_path: Path) -> None:
     ("command", "first"),
     [
         ("solve", "input map limit output format json"),
-        ("bench", "dataset map limit run-code dry-run samples"),
+        ("bench", "dataset map limit ids run-code dry-run samples"),
         ("advise", "dataset map minutes save"),
         ("serve", "host port"),
     ],

@@ -63,10 +63,10 @@ def decided(options: Options) -> Setup:
 
 
 def asked_to_bench(
-    folder: Path, options: Options, limit: str | None = None, **chosen: Any
+    folder: Path, options: Options, limit: str | None = None, ids: str | None = None, **chosen: Any
 ) -> tuple[Request, Selection, Path, BenchOptions]:
     """What `bench` is asked for: to compare policies on problems.jsonl of a folder, with a run in `run`."""
-    problems = ProblemOptions(dataset=str(folder / "problems.jsonl"), limit=limit)
+    problems = ProblemOptions(dataset=str(folder / "problems.jsonl"), limit=limit, ids=ids)
     given = BenchOptions(**{"output_folder": folder / "run"} | chosen)
     return *ask_for_run(ask_to_compare, options, problems, given, BENCH), given
 
