@@ -115,7 +115,8 @@ def available_router(request: Request, units: ByRole[UnitCosts], price: str | No
     named = request.named
     at_once = 1 if request.compares or request.loads == "served" else request.concurrency
     costs = price_costs(parse_prices(price)) if price else PairCosts.of(units, at_once)
-    return AvailableRouter(named.router, named.router_source, costs, price is not None, request.early_stop)
+    has_checker = "check" in named.sources
+    return AvailableRouter(named.router, named.router_source, costs, price is not None, request.early_stop, has_checker)
 
 
 def sampler_of(options: Options) -> Sampler:

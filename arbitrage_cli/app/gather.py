@@ -186,14 +186,17 @@ def measure_missing(
 ) -> ByRole[Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
-    Costs are measured only if a policy of the request works with both models or is compared with others. `limit` is the
+    Costs are measured only if a policy of the request depends on them or is compared with others. `limit` is the
     maximum time for the probes, in seconds. A disturbed measurement does not take the place of known costs.
     """
     load = request.named.load
     others = {"prm"} if request.compares else {"prm", "check"}
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
     known = find_measurements(paths, load, display.note)
-    depends_on_costs = (policy.speculates or (policy.routes_steps and policy.is_candidate) for policy in request.asked)
+    depends_on_costs = (
+        policy.speculates or policy.compares_answers or (policy.routes_steps and policy.is_candidate)
+        for policy in request.asked
+    )
     is_needed = request.compares or any(depends_on_costs)
     if not is_needed or not {"draft", "target"} <= paths.keys() or known.keys() == paths.keys():
         return known

@@ -17,7 +17,7 @@ from arbitrage_cli.model_files.pairs import is_built_in, is_gguf
 from arbitrage_cli.problems.exercises import is_exercise
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.routing.route import Menu, Route, need_router
+from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.run import Run, Setup
 from arbitrage_cli.types import WRITING, Json, Limits, ModelRole, Trace
@@ -68,7 +68,7 @@ class Session:
         """The checker, which solves a problem before the draft if its files are smaller. Without one, the draft checks itself."""
         models = self.decided.models
         # "A draft that checks itself" in tests/benchmarks compares numbers of solutions.
-        roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * 3
+        roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * DRAFT_SOLUTIONS
         return Checker(
             self._stack.enter_context(self.task.open_grader()),
             self.decided.settings.check_thinking or "off",

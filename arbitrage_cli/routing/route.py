@@ -23,6 +23,8 @@ from arbitrage_cli.routing.thoughts import BUDGET
 from arbitrage_cli.types import Fields, Trace, frozen
 
 DEFAULT_TAU = "careful"
+DRAFT_SOLUTIONS = 3  # that policy `agree` compares if there is no checker
+EVERY_STEP = "tau {tau} escalates every step here, so the draft only adds time to the target alone; better: --policy target"
 
 
 @frozen
@@ -45,10 +47,15 @@ class Route:
 
     @property
     def label(self) -> str:
-        """The name in tables and messages, such as `arbitrage@fast (0.347)`, or `arbitrage@careful (every step)`."""
+        """The name in tables and messages, such as `arbitrage@fast (0.347)`, or `arbitrage@careful (escalates every step)`."""
         if self.tau is None or not self.tau_name:
             return self.name
-        return f"{self.name} ({formatting.tau(self.tau) if self.tau else 'every step'})"
+        return f"{self.name} ({formatting.tau(self.tau) if self.tau else 'escalates every step'})"
+
+    @property
+    def escalates_every_step(self) -> bool:
+        """Whether no score can be at or below tau, except for a probability of exactly 0."""
+        return self.tau is not None and (self.tau == -inf or (self.policy.needs_router and self.tau <= ALWAYS))
 
     def flow(self, trace: Trace, seed: int, scorer: Scorer | Checker | None = None) -> Flow:
         """Return the flow that solves `trace`. Raises ValueError if a required tau, scorer or checker is missing."""
@@ -122,6 +129,7 @@ class AvailableRouter:
     costs: PairCosts | None = None
     is_priced: bool = False
     early_stop: bool | None = None
+    has_checker: bool = False
 
     @property
     def is_universal(self) -> bool:
@@ -208,7 +216,9 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
     time, the speculative target.
     """
     if not route.policy.needs_router or route.tau is None:
-        return route, None
+        return route, warning_by_costs(route, available)
+    if route.escalates_every_step and not is_default:
+        return route, EVERY_STEP.format(tau=route.tau_name or formatting.exact(route.tau))
     table = available.table
     time = table.time(table.row_at(route.tau, stops_early=route.stops_early))
     fastest = table.time_lossless() if available.costs else 1.0
@@ -225,6 +235,28 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
         return route, f"{warning}; better: --policy {lossless.name}"
     how = " with speculation (same output, except where two tokens are almost equally likely)" if lossless.speculates else ""
     return Route(lossless), f"{warning}, so arbitrage uses the target alone{how}; to route anyway, use --policy arbitrage"
+
+
+def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
+    """Return a warning if the costs of tokens show that a policy without a router saves nothing compared to the target alone."""
+    costs, policy = available.costs, route.policy
+    if costs is None or costs.concurrency != 1:
+        return None
+    target_token = formatting.number(costs.token_ratio)
+    if policy.speculates and not available.is_priced and costs.write() >= costs.target.decode:
+        return (
+            f"a target token takes only {target_token} times as long as a draft token, so policy {policy.name} drafts few "
+            "tokens or none, and is hardly faster than policy target"
+        )
+    solutions = DRAFT_SOLUTIONS * costs.draft.decode
+    if policy.compares_answers and not available.has_checker and solutions >= costs.target.decode:
+        worse = "more expensive" if available.is_priced else "slower"
+        share = formatting.number(solutions / costs.target.decode)
+        return (
+            f"policy {policy.name} is probably {worse} than policy target, because {DRAFT_SOLUTIONS} draft solutions cost as "
+            f"much as {share} target solutions; better: --policy target, or a small second model (--check)"
+        )
+    return None
 
 
 # --- routes for requests and chats

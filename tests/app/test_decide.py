@@ -388,3 +388,26 @@ def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, m
         file.truncate(CACHED_BYTES + 1)
     assert [threads_without_costs(one, LoadOptions()) for one in ("builtin:draft", str(large))] == [1, 8]
     assert threads_without_costs("builtin:draft", LoadOptions(threads=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "tau", "target_token", "check", "is_warned"),
+    [
+        ("speculative", None, 1.4, None, True),
+        ("speculative", None, 8.0, None, False),
+        ("agree", None, 2.0, None, True),
+        ("agree", None, 4.0, None, False),
+        ("agree", None, 2.0, "scripted:target", False),
+        ("arbitrage", "0", 4.0, None, True),
+        ("target", None, 1.4, None, False),
+    ],
+)
+def test_a_policy_that_saves_nothing_at_these_costs_is_noted_before_it_starts(
+    policy: str, tau: str | None, target_token: float, check: str | None, is_warned: bool
+) -> None:
+    costs = {"draft": unit_costs(1.0, 2.0, 9.0, prefill=0.1)}
+    costs["target"] = UnitCosts(tuple(target_token * factor for factor in (1.0, 1.1, 1.2, 1.4, 2.0)), 0.1)
+    router = {"router": "builtin:universal"} if policy == "arbitrage" else {}
+    made = single("policy", *router, policy=policy, tau=tau, check=check, costs=costs, **router)
+    assert made.route.policy.name == policy
+    assert any("policy target" in note for note in made.notes) is is_warned

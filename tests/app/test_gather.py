@@ -46,8 +46,8 @@ def measured(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str
 @pytest.mark.parametrize(
     ("values", "roles"),
     [
-        ({}, [BOTH]), ({"policy": "speculative"}, [BOTH]), ({"policy": "target,draft"}, [BOTH]),
-        *(({"policy": policy}, []) for policy in ("target", "draft", "agree")),
+        ({}, [BOTH]), *(({"policy": policy}, [BOTH]) for policy in ("speculative", "agree", "target,draft")),
+        *(({"policy": policy}, []) for policy in ("target", "draft")),
         *((SCRIPTED | {"policy": policy}, []) for policy in ("entropy", "target,draft")),
     ],
     ids=str,

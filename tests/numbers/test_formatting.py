@@ -33,7 +33,7 @@ def test_a_route_is_named_by_its_very_tau(tau: float) -> None:
     [
         (0.0213849, "balanced", "balanced (0.0214)"),
         (0.000012, "30%", "30% (0.000012)"),
-        (0.0, "careful", "careful (every step)"),
+        (0.0, "careful", "careful (escalates every step)"),
         (0.5, None, "0.5"),
         (math.inf, None, "inf"),
     ],

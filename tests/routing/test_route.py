@@ -99,5 +99,5 @@ def test_careful_is_the_target_if_there_are_too_few_solutions(
     careful = make_route(POLICIES["arbitrage"], None, available)
     route, warning = route_or_target_alone(careful, available, is_default=True)
     assert route.policy.name == policy
-    assert ("(every step)" in careful.label) is (width > 1)
+    assert ("(escalates every step)" in careful.label) is (width > 1)
     assert ("54 solutions" in str(warning)) is is_short
