@@ -407,7 +407,7 @@ def test_a_policy_that_saves_nothing_at_these_costs_is_noted_before_it_starts(
 ) -> None:
     costs = {"draft": unit_costs(1.0, 2.0, 9.0, prefill=0.1)}
     costs["target"] = UnitCosts(tuple(target_token * factor for factor in (1.0, 1.1, 1.2, 1.4, 2.0)), 0.1)
-    router = {"router": "builtin:universal"} if policy == "arbitrage" else {}
+    router: dict[str, Any] = {"router": "builtin:universal"} if policy == "arbitrage" else {}
     made = single("policy", *router, policy=policy, tau=tau, check=check, costs=costs, **router)
     assert made.route.policy.name == policy
     assert any("policy target" in note for note in made.notes) is is_warned
