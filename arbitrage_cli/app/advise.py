@@ -1,51 +1,30 @@
 """Recommends a policy for a pair: measures token costs, then compares policies on a few problems within a time limit."""
 
 import hashlib
-import json
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.gather import advised_pair, fetch
-from arbitrage_cli.app.loop import Attempt, offering_to_resume
-from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
-from arbitrage_cli.app.problem_source import Selection, default_folder, sample_of, select_problems
+from arbitrage_cli.app.loop import Attempt
+from arbitrage_cli.app.options import AdviceOptions
+from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request, ask_to_compare, policies_of_advice
-from arbitrage_cli.app.resume import begun_options
-from arbitrage_cli.app.session import open_session
-from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
-from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
+from arbitrage_cli.app.session import OpenSession
+from arbitrage_cli.app.stored_run import offering_to_resume
+from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
+from arbitrage_cli.errors import ArbitrageError, DefectError
 from arbitrage_cli.evaluation.metrics import judged
 from arbitrage_cli.evaluation.verdict import Verdict
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.policies import TARGET_ALONE
-from arbitrage_cli.runs.folder import ADVISE, RunFolder
+from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.types import Fields, Json
 
-MOST_PROBLEMS = 40
-USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
 COSTS_TIME = 1 / 10  # share of the time for the measurement of token costs
 LONGEST = 0.5  # the maximum share of the time for one attempt
-
-
-def advice_problems(advice: AdviceOptions, *, seed: int, offline: bool) -> Selection:
-    problems = ProblemOptions(dataset=advice.dataset or "builtin", mapping=advice.mapping, limit=str(MOST_PROBLEMS))
-    return select_problems(problems, seed=seed, offline=offline, needs_answers=False)
-
-
-def ask_for_advice(options: Options, task: Task, advice: AdviceOptions) -> Request:
-    """Return a request for the comparison of policies. Raises the same errors as `ask_to_compare`."""
-    request = ask_to_compare(options, task, default=policies_of_advice)
-    if advice.save and not request.named.pair:
-        hint = "add these two models to pairs.toml, then use --pair NAME"
-        raise UsageError("can only be used with a named pair", hint, option="save")
-    return request
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -98,42 +77,41 @@ class Advice:
 
 
 def advise(
-    request: Request, selected: Selection, advice: AdviceOptions, display: Display, *, is_repeatable: bool = True
+    open_session: OpenSession,
+    selected: Selection,
+    path: Path,
+    advice: AdviceOptions,
+    display: Display,
+    ends: float,
+    *,
+    is_repeatable: bool = True,
 ) -> Advice:
-    """Measure missing token costs and compare the policies. If the folder is kept, repeating the request adds problems.
+    """Measure missing token costs and compare the policies. If the folder is kept, repeating the command adds problems.
 
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
-    ends = time.monotonic() + USABLE * 60 * advice.minutes
-    fetch(request.models_for(request.asked), display, offline=request.options.offline)  # the folder is named after the files
-    with RunFolder(advice.output_folder or _folder(request, selected), fresh=advice.fresh) as folder:
-        begun_options(request.options, folder.earlier)
-        with open_session(request, display, folder.earlier, limit=COSTS_TIME * 60 * advice.minutes) as session:
-            # In a pseudo-random order, the first problems are a representative sample.
-            drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
-            run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", ends=ends)
-            advisor = _Advisor(run, ends)
-            with offering_to_resume(session, folder if is_repeatable else None):
-                if not advisor.is_done:
-                    run.measure(advisor.attempts(), advisor.is_kept)
-                run.compare_earlier()
-            found, decided = advisor.judged()
-    if decided.is_decided:
-        _store(request, decided.route, display)
-    return Advice(decided, found, request.solve_command(decided.route, selected.dataset.task))
+    with (
+        RunFolder(path, fresh=advice.fresh) as folder,
+        open_session(display, limit=COSTS_TIME * 60 * advice.minutes) as session,
+    ):
+        # In a pseudo-random order, the first problems are a representative sample.
+        drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
+        run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", ends=ends)
+        advisor = _Advisor(run, ends)
+        with offering_to_resume(session, folder if is_repeatable else None):
+            if not advisor.is_done:
+                run.measure(advisor.attempts(), advisor.is_kept)
+            run.compare_earlier()
+        found, decided = advisor.judged()
+    plan = session.plan
+    if decided.is_decided and plan.advised:
+        _store(plan.advised, decided.route, display)
+    return Advice(decided, found, plan.solve_command(decided.route, selected.dataset.task))
 
 
-def _folder(request: Request, selected: Selection) -> Path:
-    """Return the default run folder. Other models, settings or problems have another folder."""
-    content = json.dumps([asdict(advised_pair(request)), selected.dataset.sha256])
-    path = default_folder(selected.dataset.name, request.named.names, prefix=ADVISE)
-    return path.with_name(f"{path.name}--{hashlib.sha256(content.encode()).hexdigest()[:8]}")
-
-
-def _store(request: Request, route: str, display: Display) -> None:
+def _store(pair: AdvisedPair, route: str, display: Display) -> None:
     """Store the advice, so that the default policy of other commands follows it."""
     try:
-        pair = advised_pair(request)
         keep_advice(tuned_file(), StoredAdvice(pair, route, formatting.timestamp()))
     except ArbitrageError as error:
         display.note(f"other commands will not follow this advice, because it cannot be stored: {error.message}")
@@ -185,13 +163,3 @@ class _Advisor:
 
 def _seconds_until(ends: float) -> float:
     return max(0.0, ends - time.monotonic())
-
-
-def advise_on(
-    questions: Iterable[str | Fields], options: Options, task: Task, *, minutes: float, display: Display
-) -> Advice:
-    """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
-    selected = sample_of(questions, MOST_PROBLEMS, options.seed)
-    with TemporaryDirectory() as folder:
-        advice = AdviceOptions(minutes=minutes, output_folder=Path(folder, "run"))
-        return advise(ask_for_advice(options, task, advice), selected, advice, display, is_repeatable=False)

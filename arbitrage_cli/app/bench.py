@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from arbitrage_cli.app.loop import Attempt, Stopwatch, StoredRun, offering_to_resume
+from arbitrage_cli.app.loop import Attempt, Stopwatch
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.session import Session, open_session
+from arbitrage_cli.app.session import OpenSession, Session
+from arbitrage_cli.app.stored_run import StoredRun, offering_to_resume
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
 from arbitrage_cli.problems.rows import Item
@@ -34,7 +34,7 @@ from arbitrage_cli.types import Fields, Finished, Grade, Problem, Trace
 ROUNDS = 4  # the number of problems in a block per slot
 
 
-def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
+def plan_attempts(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
     """Return all attempts in order. The order of the policies in a block is random, but the same in all runs."""
     return [
         Attempt(item, sample, route, index)
@@ -69,7 +69,7 @@ class BenchRun(StoredRun):
         self._ungraded: dict[SampleKey, str] = {}
         self._before_target = set[SampleKey]()  # attempts with an answer that was stored before the target's
         items, warnings = selected.items, list[str]()
-        attempts = plan(items, session.routes, samples, session.concurrency)
+        attempts = plan_attempts(items, session.routes, samples, session.concurrency)
         if session.task.name == "free" or not all(item.gold for item in items):  # answers are compared with the target's
             attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy is not TARGET_ALONE))
         card = session.router.router.card if session.decided.router and session.router.router else None
@@ -163,12 +163,11 @@ def row_of(
     )
 
 
-def run_bench(request: Request, selected: Selection, path: Path, options: BenchOptions, display: Display) -> BenchRun:
-    with (
-        RunFolder(path, fresh=options.fresh) as folder,
-        open_session(request, display, folder.earlier) as session,
-    ):
-        run = BenchRun(session, selected, folder, samples=options.samples)
+def run_bench(
+    open_session: OpenSession, selected: Selection, path: Path, options: BenchOptions, samples: int, display: Display
+) -> BenchRun:
+    with RunFolder(path, fresh=options.fresh) as folder, open_session(display) as session:
+        run = BenchRun(session, selected, folder, samples=samples)
         with offering_to_resume(session, folder):
             if run.todo:
                 run.measure(replace(attempt, seconds=options.timeout) for attempt in run.todo)

@@ -7,24 +7,24 @@ from dataclasses import dataclass, field, fields, replace
 from reprlib import repr as short
 from typing import Any, TypedDict
 
-from arbitrage_cli.app.decide import limits_of, refuse_without_thinking, sampler_of
+from arbitrage_cli.app.decide import refuse_without_thinking
+from arbitrage_cli.app.needs import needed_models, refuse_on_servers, refuse_useless, served_roles
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import choose_route, needed_models, refuse_on_servers, with_pairs_routing
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.problems.rows import make_conversation, make_problem
-from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.policies import Policy, find_policy
 from arbitrage_cli.routing.route import Route, make_route
 from arbitrage_cli.runs.records import NO_COST, RunInfo, tally_of
 from arbitrage_cli.runs.rows import SolutionRow
 from arbitrage_cli.types import (
+    THINK_TOKENS,
     Check,
     Cost,
     Decision,
-    Fields,
     Finished,
     Json,
     Limits,
@@ -40,7 +40,7 @@ Question = str | Problem | Sequence[Mapping[str, str]]
 """A question: a string, a `Problem` with an id, or a list of chat messages such as `{"role": "user", "content": "..."}`."""
 
 NAMES = frozenset(field.name for field in fields(Options))
-NO_ROUTING: Fields = {"policy": None, "tau": None, "early_stop": None}
+ROUTING = ("policy", "tau", "early_stop")
 
 
 class CallOptions(TypedDict, total=False):
@@ -218,32 +218,60 @@ class PairCall:
 
 
 def resolve_call(session: Session, given: CallOptions) -> PairCall:
-    """Combine a call's options with the pair's options. Raises UsageError if an option is invalid or a model is missing."""
-    own = session.request.options  # the pair's tau belongs to the pair's policy
-    options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
-    route, named = session.route, session.request.named
-    if NO_ROUTING.keys() & options.explicit:
-        policy, tau = choose_route(session.task, named, with_pairs_routing(options, named))
-        early_stop = named.early_stop(options.early_stop, [policy])
-        route = make_route(policy, tau, replace(session.router, early_stop=early_stop))
+    """Combine a call's options with what is decided. Raises UsageError if an option is invalid or a model is missing."""
+    options = options_of(Options(), given)
+    route = _route_of(session, options)
     _check_loaded(session, route.policy)
-    limits = limits_of(options, session.limits.think_tokens if options.think is None else options.think_tokens)
-    sampler = sampler_of(options)
+    is_chosen = "think" in options.explicit
+    limits = with_thinking(
+        session,
+        options.think_tokens if is_chosen else session.limits.think_tokens,
+        options.max_tokens,
+        is_chosen=is_chosen,
+    )
+    values = {name: getattr(options, name) for name in ("temperature", "top_p", "seed") if name in options.explicit}
+    sampler = replace(session.decided.settings.sampler, **values)
     if limits.thinks is False:
         refuse_without_thinking(session.models.prompts())
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
-    system = options.system if "system" in options.explicit else None
-    return PairCall(route, limits, sampler, system, session.flow(route, sampler=sampler), run)
+    return PairCall(route, limits, sampler, options.system, session.flow(route, sampler=sampler), run)
+
+
+def with_thinking(
+    session: Session, think_tokens: int | None, max_tokens: int | None = None, *, is_chosen: bool = False
+) -> Limits:
+    """Return the limits of the session, with this limit on thinking. It determines the default limit on all tokens."""
+    limits, default = session.limits, Limits().max_tokens if think_tokens == 0 else THINK_TOKENS
+    return replace(
+        limits,
+        max_tokens=max_tokens or session.plan.asked.options.get("max_tokens", default),
+        think_tokens=think_tokens,
+        is_thinking_chosen=is_chosen or limits.is_thinking_chosen,
+    )
+
+
+def _route_of(session: Session, options: Options) -> Route:
+    """Return the route of a call. A tau without a policy is for the policy that was asked for when the pair was opened."""
+    if not options.explicit.intersection(ROUTING):
+        return session.route
+    policy, tau = session.plan.usual
+    if options.policy is not None:
+        policy, tau = find_policy(options.policy), None
+    refuse_useless([policy], options.explicit, session.task)
+    early_stop = session.router.early_stop
+    if options.early_stop is not None:
+        if options.early_stop and session.decided.models["draft"].served:
+            raise UsageError("a draft on a server cannot be stopped early", "leave it out", option="early_stop")
+        early_stop = options.early_stop
+    return make_route(policy, options.tau or tau, replace(session.router, early_stop=early_stop))
 
 
 def _check_loaded(session: Session, policy: Policy) -> None:
-    decided = session.decided
-    for role in (
-        needed_models([policy], session.request.named.sources, decided.settings.reward).keys() - decided.models.keys()
-    ):
+    decided, loaded = session.decided, session.plan.sources
+    for role in needed_models([policy], session.plan.named, decided.settings.reward).keys() - loaded.keys():
         hint = f"pass {role}=... to open_pair"
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
-    refuse_on_servers([policy], decided.sources)
+    refuse_on_servers([policy], served_roles(loaded))
     session.models.check_token_stats([policy])
 
 

@@ -1,13 +1,14 @@
 """Decides how a command solves problems: its models, routes, limits and settings. No model is loaded, and no file is read.
 
-`decide` is a pure function of a request and of the facts that `app.gather` collects. A command calls it once; a run that
-continues calls it only if it gets further policies.
+`decide` is a pure function of a request and of the facts that `app.gather` collects. A command calls it once. A run that
+continues is as it was decided when it began; if it gets further policies, `extend` decides these.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from arbitrage_cli.app.naming import NamedRouter
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import NamedModels, Request
+from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
 from arbitrage_cli.costs.store import StoredAdvice
 from arbitrage_cli.errors import ArbitrageError, UsageError
@@ -16,7 +17,6 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
-from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.checker import Thinking
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, parse_route, route_or_target_alone
@@ -51,6 +51,7 @@ class ModelFacts:
     setup: ModelSetup
     prompt: ChatPrompt | None = None
     trained_context_size: int | None = None
+    has_files: bool = False
 
 
 ModelsFacts = ByRole[ModelFacts]
@@ -62,61 +63,95 @@ class RequestFacts:
 
     models: ModelsFacts
     machine: Fields
+    router: NamedRouter | None = None
     advice: StoredAdvice | None = None
     notes: Sequence[str] = ()
 
+    @property
+    def unit_costs(self) -> dict[ModelRole, UnitCosts]:
+        return {role: one.setup.costs for role, one in self.models.items() if one.setup.costs}
 
-def decide(request: Request, facts: RequestFacts, began: Setup | None = None) -> Setup:
+
+def decide(request: Request, facts: RequestFacts) -> Setup:
     """Return everything that determines how the problems of a request are solved.
-
-    `began` is what was decided when a run began, to which the request adds policies. They are decided with the costs, the
-    price and the settings of the run, and change nothing for its other policies.
 
     Raises UsageError if a setting cannot be used with these models.
     """
-    notes, price = list[str](facts.notes), began.price if began else request.named.price
-    units = {role: one.setup.costs for role, one in facts.models.items() if one.setup.costs} | (
-        began.unit_costs if began else {}
-    )
-    available = available_router(request, units, price)
-    new = _routes(request.policies, available, notes.append)
+    notes, price = list[str](facts.notes), request.named.price
+    available = available_router(request, facts.router, facts.unit_costs, price)
+    routes = _routes(request.policies, available, notes.append)
     if not request.compares:
-        new[0] = _default_route(request, facts.advice, new[0], available, notes.append)
-    routes = list(dict.fromkeys([*(one.route for one in (began.routes if began else ())), *new]))
-    needed = request.models_for([route.policy for route in routes])
-    models = {role: one for role, one in facts.models.items() if role in needed}
-    policies = [route.policy for route in new]
-    notes[:0] = _warnings(request, policies, models)
-    settings = began.settings if began else _settings(request, policies, models, notes.append)
-    if began and settings.reward is None:  # no policy needed one
-        settings = settings.model_copy(update={"reward": _reward(request, policies, models)})
-    if checker := models.get("check"):
-        settings = settings.model_copy(update={"check_thinking": _check_thinking(request, checker)})
-    decided = {role: _decided_model(role, models, settings, request.named.load.context_size) for role in models}
+        routes[0] = _default_route(request, facts.advice, routes[0], available, notes.append)
+    policies = [route.policy for route in routes]
+    models = _models_for(request, policies, facts)
+    notes[:0] = _warnings(request, policies, models, available)
+    settings = _settings(request, policies, models, notes.append)
     return Setup(
-        models=decided | (began.models if began else {}),
+        models={role: _decided_model(role, models, settings, request.named.load.context_size) for role in models},
         routes=list(map(RouteSetup.of, routes)),
-        router=began.router if began and began.router else _decided_router(request.named, policies),
+        router=_decided_router(facts.router, policies),
         tau_costs=available.costs_for(routes),
         price=price,
-        concurrency=began.concurrency if began else request.concurrency,
+        concurrency=request.concurrency,
         settings=settings,
-        machine=began.machine if began else dict(facts.machine),
+        machine=dict(facts.machine),
         notes=notes,
     )
 
 
-def available_router(request: Request, units: ByRole[UnitCosts], price: str | None) -> AvailableRouter:
-    """Return the request's router with the costs of its pair: the price, or the costs of tokens.
+def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
+    """Return what was decided when a run began, and the policies that the request adds to it.
+
+    They are decided with the costs, the price and the settings of the run, and change nothing for its other policies. The
+    notes are those about the new policies. Raises UsageError if a setting cannot be used with their models.
+    """
+    notes = list[str](facts.notes)
+    available = available_router(request, facts.router, {**facts.unit_costs, **began.unit_costs}, began.price)
+    new = _routes(request.policies, available, notes.append)
+    policies = [route.policy for route in new]
+    models = _models_for(request, policies, facts)
+    notes[:0] = _warnings(request, policies, models, available)
+    settings = began.settings
+    if settings.reward is None:  # no policy needed one
+        settings = settings.model_copy(update={"reward": _reward(request, policies, models)})
+    if "check" in models and settings.check_thinking is None:
+        settings = settings.model_copy(update={"check_thinking": _check_thinking(request, models["check"])})
+    joining = {
+        role: _decided_model(role, models, settings, request.named.load.context_size)
+        for role in models
+        if role not in began.models
+    }
+    routes = list(dict.fromkeys([*(one.route for one in began.routes), *new]))
+    return began.model_copy(
+        update={
+            "models": {**began.models, **joining},
+            "routes": list(map(RouteSetup.of, routes)),
+            "router": began.router or _decided_router(facts.router, policies),
+            "tau_costs": began.tau_costs or available.costs_for(new),
+            "settings": settings,
+            "notes": notes,
+        }
+    )
+
+
+def available_router(
+    request: Request, router: NamedRouter | None, units: ByRole[UnitCosts], price: str | None
+) -> AvailableRouter:
+    """Return a router with the costs of the request's pair: the price, or the costs of tokens.
 
     The costs of a token depend on how many problems share a batch. `bench` measures policies as one person would use them,
     and one user of a server does not reach its limit.
     """
-    named = request.named
-    at_once = 1 if request.compares or request.loads == "served" else request.concurrency
+    at_once = 1 if request.compares or request.use == "serve" else request.concurrency
     costs = price_costs(parse_prices(price)) if price else PairCosts.of(units, at_once)
-    has_checker = "check" in named.sources
-    return AvailableRouter(named.router, named.router_source, costs, price is not None, request.early_stop, has_checker)
+    found, source = (router.router, router.source) if router else (None, None)
+    has_checker = "check" in request.named.sources
+    return AvailableRouter(found, source, costs, price is not None, request.early_stop, has_checker)
+
+
+def _models_for(request: Request, policies: Sequence[Policy], facts: RequestFacts) -> ModelsFacts:
+    needed = request.models_for(policies)
+    return {role: one for role, one in facts.models.items() if role in needed}
 
 
 def sampler_of(options: Options) -> Sampler:
@@ -181,7 +216,7 @@ def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRout
     if router.costs is not None and router.costs.concurrency != 1:
         return None
     policy, tau = parse_route(advice.route)
-    if request.loads == "both" and policy.compares_answers:
+    if request.use == "chat" and policy.compares_answers:
         note(f"the advice of {advice.created[:10]} is not used: {NO_CHECKS}")
         return None
     request.models_for([policy])
@@ -203,7 +238,7 @@ def _settings(request: Request, policies: Sequence[Policy], models: ModelsFacts,
         chat_template_kwargs=dict(load.template_variables),
         sampler=sampler_of(request.options),
         limits=limits_of(request.options, tokens),
-        check_thinking=None,
+        check_thinking=_check_thinking(request, models["check"]) if "check" in models else None,
         reward=_reward(request, policies, models),
         kv_type=load.kv_type,
         gpu_layers="auto" if load.gpu_layers is None else load.gpu_layers,
@@ -214,7 +249,7 @@ def _settings(request: Request, policies: Sequence[Policy], models: ModelsFacts,
 def _reward(request: Request, policies: Sequence[Policy], models: ModelsFacts) -> str | None:
     if any(policy.reward == "any" for policy in policies):
         return request.reward or "prm"
-    return "prm" if request.loads == "named" and "prm" in models else None  # calls may use other policies
+    return "prm" if request.use == "calls" and "prm" in models else None  # calls may use other policies
 
 
 def _think_tokens(options: Options, models: ModelsFacts, note: Note) -> int | None:
@@ -224,7 +259,7 @@ def _think_tokens(options: Options, models: ModelsFacts, note: Note) -> int | No
     """
     if options.think_tokens != 0:
         return options.think_tokens
-    prompts = {one.setup.source: one.prompt for role, one in models.items() if role in WRITING and one.prompt}
+    prompts = {one.setup.name: one.prompt for role, one in models.items() if role in WRITING and one.prompt}
     if options.think is not None:
         refuse_without_thinking(prompts)
         return 0
@@ -257,23 +292,25 @@ def _default_context_size(role: ModelRole, models: ModelsFacts, settings: Settin
     The checker reads only its own.
     """
     own = models[role]
-    if not own.setup.file:
+    if not own.has_files:
         return None
     thinks = settings.check_thinking == "on" if role == "check" else settings.limits.think_tokens != 0
     most = THINK_CONTEXT_SIZE if thinks else DEFAULT_CONTEXT_SIZE
     writers: Collection[ModelRole] = WRITING if thinks and role != "check" else ()
-    files = [models[writer] for writer in writers if writer in models and models[writer].setup.file]
+    files = [models[writer] for writer in writers if writer in models and models[writer].has_files]
     return min(most, *(one.trained_context_size or most for one in files or [own]))
 
 
-def _decided_router(named: NamedModels, policies: Iterable[Policy]) -> RouterSetup | None:
-    router = named.router
-    if router is None or not any(policy.needs_router for policy in policies):
+def _decided_router(named: NamedRouter | None, policies: Iterable[Policy]) -> RouterSetup | None:
+    if named is None or not any(policy.needs_router for policy in policies):
         return None
+    router = named.router
     return RouterSetup(name=router.card.name, sha256=router.sha256, card=router.card.to_json())
 
 
-def _warnings(request: Request, policies: Sequence[Policy], models: ModelsFacts) -> Iterator[str]:
+def _warnings(
+    request: Request, policies: Sequence[Policy], models: ModelsFacts, available: AvailableRouter
+) -> Iterator[str]:
     """Yield warnings about the choice of models and policies."""
     named = request.named
     if request.is_default and named.pair and named.pair.policy:
@@ -281,10 +318,10 @@ def _warnings(request: Request, policies: Sequence[Policy], models: ModelsFacts)
     addresses = [named.served[role].address for role in models if role in named.served]
     for host in dict.fromkeys(address.host for address in addresses if address.is_exposed):
         yield f"{host}: problems are sent unencrypted (http); use https"
-    if named.router_source == UNIVERSAL_ROUTER and any(policy.needs_router for policy in policies):
+    if available.is_universal and any(policy.needs_router for policy in policies):
         yield UNIVERSAL
     checker, draft, target = (models[role].setup if role in models else None for role in ("check", *WRITING))
-    if checker and draft and checker.source == draft.source:
+    if checker and draft and (checker.name, checker.sha256) == (draft.name, draft.sha256):
         yield "the checker is the draft, so they make the same mistakes; use another --check, or none"
     if request.task.name == "choice" and checker:
         yield CHOICE_LOSES

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
-from arbitrage_cli.app.open_models import RemoteModel
+from arbitrage_cli.app.models import RemoteModel
+from arbitrage_cli.app.naming import NamedModels, NamedRouter, label_of, router_for, template_sha256, writing
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import NamedModels, Request
+from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import settings_of
 from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
 from arbitrage_cli.costs.store import (
@@ -30,12 +31,13 @@ from arbitrage_cli.errors import ArbitrageError, TemplateError, UsageError
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.thinking import FORMATS
 from arbitrage_cli.model_files.checksums import known_sha256, sha256_seen
 from arbitrage_cli.model_files.gguf import read_facts, read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, is_served, local_files, no_such_file
 from arbitrage_cli.routing.route import parse_route
-from arbitrage_cli.runs.run import ModelSetup, Run
+from arbitrage_cli.runs.run import ModelSetup, ServedSetup
 from arbitrage_cli.system.machine import free_cores, processor_name
 from arbitrage_cli.types import WRITING, ByRole, Fields, Json, ModelRole
 
@@ -46,16 +48,16 @@ def fetch_and_gather(
     request: Request,
     display: Display,
     open_served: OpenServed,
-    began: Run | None = None,
     limit: float | None = None,
 ) -> RequestFacts:
     """Return the facts about the request's models, after missing files are downloaded and missing costs are measured.
 
-    Of a run that `began`, also the models of the earlier policies are needed, and their servers are not asked. The probes take
-    at most `limit` seconds.
+    Of a run to continue, the models that it has are not measured, and their servers are not asked. The probes take at most
+    `limit` seconds.
     """
-    policies, known = ([route.policy for route in began.routes], began.decided.models) if began else ([], {})
-    paths = fetch(request.models_for([*policies, *request.asked]), display, offline=request.options.offline)
+    run = request.began.run if request.began else None
+    known, begun = (run.decided.models, [route.policy for route in run.routes]) if run else ({}, [])
+    paths = fetch(request.models_for([*begun, *request.asked]), display, offline=request.options.offline)
     measured = None if paths.keys() <= known.keys() else measure_missing(request, paths, display, limit)
     return gather(request, measured, lambda role: None if role in known else open_served(role))
 
@@ -71,9 +73,10 @@ def gather(
     `open_served`.
     """
     sources, advice, notes = request.models_for(request.asked), None, list[str]()
-    if request.is_default:
+    router = router_of_request(request)
+    if request.is_default and not request.began:
         try:
-            if advice := _find_advice(request):
+            if advice := _find_advice(request, router):
                 sources = request.models_for([*request.asked, parse_route(advice.route)[0]])
         except ArbitrageError as error:
             advice, notes = None, [f"the stored advice is ignored: {error.message}"]
@@ -81,7 +84,13 @@ def gather(
     measured = find_measurements(sources, load) if measured is None else measured
     models = {role: _model_facts(request, role, sources[role], measured.get(role), open_served) for role in sources}
     machine = machine_facts(computes=any(map(is_gguf, sources.values())))
-    return RequestFacts(models, machine, advice, notes)
+    return RequestFacts(models, machine, router, advice, notes)
+
+
+def router_of_request(request: Request) -> NamedRouter | None:
+    """Return the router that was named or, if none was, the router for the models' files on this machine."""
+    named = request.named
+    return router_for(named.sources, request.task) if named.router is None and named.finds_router else named.router
 
 
 def machine_facts(*, computes: bool) -> Json:
@@ -95,7 +104,7 @@ def machine_facts(*, computes: bool) -> Json:
     }
 
 
-def advised_pair(request: Request) -> AdvisedPair:
+def advised_pair(request: Request, router: NamedRouter | None) -> AdvisedPair:
     """Return the conditions for an advice on these models.
 
     Raises ModelUnsupportedError if a model runs in llama.cpp, and llama.cpp cannot be imported.
@@ -113,13 +122,13 @@ def advised_pair(request: Request) -> AdvisedPair:
         "system": request.system,
         "chat_template_kwargs": dict(named.load.template_variables),
     }
-    router = named.router.sha256 if named.router else None
-    return AdvisedPair(machine, loading_of(named.load), models, router, request.task.name, settings)
+    sha256 = router.router.sha256 if router else None
+    return AdvisedPair(machine, loading_of(named.load), models, sha256, request.task.name, settings)
 
 
-def _find_advice(request: Request) -> StoredAdvice | None:
+def _find_advice(request: Request, router: NamedRouter | None) -> StoredAdvice | None:
     known = read_cache(tuned_file()).advice
-    pair = advised_pair(request) if known else None
+    pair = advised_pair(request, router) if known else None
     return next((one for one in known if one.pair == pair), None)
 
 
@@ -131,11 +140,10 @@ def _model_facts(
     if is_served(source):
         remote = open_served(role)
         prompt = remote.prompt(request.style) if remote and has_thoughts else None
-        return ModelFacts(ModelSetup(source=source, served=dict(remote.served_facts) if remote else None), prompt)
+        return ModelFacts(_served_setup(source, request.named.served[role], remote), prompt)
     facts = read_facts(files) if files else None
     setup = ModelSetup(
-        source=source,
-        file=str(files[0].absolute()) if files else None,
+        name=label_of(source),
         size=sum(file.stat().st_size for file in files) or None,
         sha256=sha256_seen(files) if files and is_gguf(source) else None,
         architecture=facts.architecture if facts else None,
@@ -148,7 +156,16 @@ def _model_facts(
         setup,
         prompt_of(files[0], load.template_variables, request.system) if files and has_thoughts else None,
         facts.trained_context_size if facts else None,
+        has_files=bool(files),
     )
+
+
+def _served_setup(source: str, served: ServedSource, remote: RemoteModel | None) -> ModelSetup:
+    """Return what a model on a server is: what the server reports, if it was asked, and how the model is prompted."""
+    facts = dict(remote.served_facts) if remote else None
+    name = str(facts["model"]) if facts else label_of(source)
+    about = ServedSetup(facts=facts, template_sha256=template_sha256(served), continuation=served.continuation)
+    return ModelSetup(name=name, served=about)
 
 
 def prompt_of(path: Path, variables: Fields, instructions: str = INSTRUCTIONS) -> ChatPrompt | None:
@@ -170,10 +187,10 @@ def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> dic
 
     Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
     """
-    for source in named.writing.values():
+    for source in writing(named.sources).values():
         if not is_gguf(source):
             raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
-    paths = fetch(named.writing, display, offline=offline)
+    paths = fetch(writing(named.sources), display, offline=offline)
     keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be written
     return measure_and_keep(paths, named.load, display.loading, display.note)
 

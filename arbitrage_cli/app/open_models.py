@@ -1,168 +1,43 @@
 """The models of a command that are open: checked, loaded and closed here. They provide writers, raters and schedulers.
 
-A model runs in this process or on a server.
+A model runs in this process or on a server (`app.models`).
 """
 
 import contextlib
 import functools
 import hashlib
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from arbitrage_cli.app.models import LocalModel, Model, RemoteModel, WriterOptions, Writers
+from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.memory import Need, check_memory, memory_needed, rollback_of
-from arbitrage_cli.costs.store import threads_without_costs
-from arbitrage_cli.errors import ModelFileError, ProblemError, ServerError, UsageError
-from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
-from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
-from arbitrage_cli.inference.engine import Engine, as_speculator
-from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds, chat_prompt
+from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
+from arbitrage_cli.inference.backend import clock_for
+from arbitrage_cli.inference.chat_template import ChatPrompt
+from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.open import display_name, open_model
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
-from arbitrage_cli.inference.servers.dialects import Chat
-from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
+from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.sparing_clock import sparing
-from arbitrage_cli.inference.speculation import Planner
-from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_built_in, is_served, local_files
-from arbitrage_cli.numbers import formatting
-from arbitrage_cli.rewards import PrmRater, PrmStyle
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.run import LoadedModel, Setup
+from arbitrage_cli.runs.run import LoadedModel, ModelSetup
 from arbitrage_cli.system.files import state_of
-from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Problem, frozen
+from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Problem
 
 if TYPE_CHECKING:
     from arbitrage_cli.inference.servers.connection import Connection
 
 
-@frozen
-class WriterOptions:
-    """The options of writers.
-
-    `keep` selects which part of a KV cache is kept between problems. If `shares_prompts` is false, each route has separate
-    prompt prefixes in a server's cache.
-    """
-
-    sampler: Sampler
-    style: PromptStyle
-    keep: RetainedIds = "prefix"
-    shares_prompts: bool = True
-    unit_costs: ByRole[UnitCosts] = field(default_factory=dict)
-    may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution
-    clock: Clock = time.perf_counter  # for the models in this process
-
-
-class LocalModel:
-    """A model in this process. Its writers share a cache."""
-
-    sends_token_stats = True
-
-    def __init__(self, backend: Backend, display_name: str) -> None:
-        self._backend, self.display_name = backend, display_name
-        self._cache: KvCache | None = None
-        self.card, self.chat_template = backend.card, backend.chat_template
-
-    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
-        if self._cache is None:
-            self._cache = KvCache(self._backend, writing.style, keep=writing.keep)
-        costs = writing.unit_costs.get(role)
-        planner = Planner(costs, prompt_lookup=role == "target") if costs else None
-        return Engine(
-            role, self._cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=writing.clock
-        )
-
-    def read_shared(self, problem: Problem, concurrency: int) -> None:
-        """Prefill the prefix of all prompts with this problem's settings, in each slot. A model without a writer has no prompts.
-
-        If the prefix does not fit in the context, each problem reports this itself.
-        """
-        if self._cache is not None:
-            with contextlib.suppress(ProblemError):
-                for slot in range(concurrency):
-                    self._cache.read_shared(slot, problem)
-
-    def rater(self, style: PrmStyle, clock: Clock) -> Rater:
-        """Return a rater that uses this process reward model. Raises ModelUnsupportedError if the model cannot rate steps."""
-        rater = PrmRater(self._backend, style, clock=clock)
-        rater.check()
-        return rater
-
-    def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Return the prompt. Raises TemplateError if the chat template cannot be used."""
-        return chat_prompt(self._backend, style)
-
-    def describe(self) -> str:
-        card = self.card
-        layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
-        threads = formatting.count(card.threads, "thread")
-        context = f"context {card.context_size}" + (f", KV cache {card.kv_cache}" if card.kv_cache else "")
-        return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
-
-
-class RemoteModel:
-    """A model on a server, with the same methods as `LocalModel`."""
-
-    def __init__(self, model: ServedModel) -> None:
-        self._model, self.display_name = model, model.card.name
-        self.card, self.chat_template, self.served_facts = model.card, model.source.template, model.facts
-        self.sends_token_stats = bool(model.num_alternatives)
-
-    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
-        kind = ChatWriter if isinstance(self._model.dialect, Chat) else ServedWriter
-        return kind(
-            role,
-            self._model,
-            writing.sampler,
-            writing.style,
-            keep_token_stats=keep_token_stats,
-            shares_prompts=writing.shares_prompts,
-            may_be_complete=writing.may_be_complete,
-        )
-
-    def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Return the prompt, which may require a request to the server. Raises TemplateError, ServerError or ServerRequestError."""
-        return self._model.prompt(style)
-
-    def describe(self) -> str:
-        return self._model.description
-
-
-Model = LocalModel | RemoteModel
-
-
-class Writers:
-    """Creates writers. Each route has its own writers, because an engine learns from the text that it writes.
-
-    Writers that share a model may run one after another but must not alternate within a problem.
-    """
-
-    def __init__(self, models: ByRole[Model], writing: WriterOptions) -> None:
-        self._models = models
-        self._writing = writing
-        self._made: dict[tuple[ModelRole, Route | None], Writer] = {}
-
-    def __call__(self, route: Route | None) -> dict[ModelRole, Writer]:
-        """Return the writers of a route. If `route` is None, return writers that all routes share."""
-        roles = route.policy.models if route else (*WRITING, "check")
-        return {role: self._writer(role, route) for role in roles if role in self._models}
-
-    def _writer(self, role: ModelRole, route: Route | None) -> Writer:
-        if (role, route) not in self._made:
-            keep = role == "draft" and (route is None or route.policy.reads_token_stats)
-            self._made[role, route] = self._models[role].writer(role, self._writing, keep_token_stats=keep)
-        return self._made[role, route]
-
-
 class OpenModels:
-    """The models of a decision. `by_role` is empty until `load`; `threads` contains the threads of the models on this machine.
+    """The models of a decision. `by_role` is empty until `load`.
 
     `concurrency` problems are solved at once. The writers, and the `writing` options, exist once the models are loaded.
     """
@@ -171,23 +46,14 @@ class OpenModels:
     writing: WriterOptions
     writers: Writers
 
-    def __init__(
-        self, request: Request, decided: Setup, open_served: Callable[[ModelRole], RemoteModel], most: int | None
-    ) -> None:
+    def __init__(self, plan: Plan, open_served: Callable[[ModelRole], RemoteModel], most: int | None) -> None:
         """Choose the concurrency, at most `most`."""
-        self._request, self._decided, self._open_served = request, decided, open_served
+        self._plan, self._decided, self._open_served = plan, plan.setup, open_served
         self._stack = contextlib.ExitStack()
         self.by_role = {}
-        given = LoadOptions(threads=request.options.threads)
-        self.threads: dict[ModelRole, int] = {
-            role: threads_without_costs(model.source, given) if given.threads else model.threads
-            for role, model in decided.models.items()
-            if model.threads
-        }
-        paths = [path for source in decided.sources.values() for path in local_files(source)]
+        self.concurrency = min(plan.concurrency, most or plan.concurrency)
+        paths = [path for source in plan.sources.values() for path in local_files(source)]
         self._file_states = {path: state_of(path) for path in paths}
-        asked = request.options.concurrency or decided.concurrency
-        self.concurrency = min(asked, most or asked)
 
     def close(self) -> None:
         self._stack.close()
@@ -204,7 +70,7 @@ class OpenModels:
 
         Raises UsageError or ModelMemoryError if they do not fit in the memory; UsageError if a server's model has changed.
         """
-        sources = self._decided.sources
+        sources, decided = self._plan.sources, self._decided
         check_memory(self._memory_needed, self.concurrency)
         for role, source in sources.items():  # servers first, because files take time to load
             if is_served(source):
@@ -217,21 +83,16 @@ class OpenModels:
                 progress = partial(display.loading, f"loading {role}", name)
                 self.by_role[role] = self._load_file(role, name, progress)
         self.by_role = {role: self.by_role[role] for role in sources}
-        request, costs = self._request, self._decided.unit_costs
         self.writing = WriterOptions(
-            self._decided.settings.sampler,
-            self._style,
-            "prefix" if request.loads == "needed" else "conversation",
-            len(self._decided.routes) == 1,
-            costs,
-            request.task.may_be_complete,
+            decided.settings.sampler,
+            self._plan.style,
+            "prefix" if self._plan.use == "run" else "conversation",
+            len(decided.routes) == 1,
+            decided.unit_costs,
+            self._plan.task.may_be_complete,
             sparing(clock_for(model.card for model in self.by_role.values())),
         )
         self.writers = Writers(self.by_role, self.writing)
-
-    @property
-    def _style(self) -> PromptStyle:
-        return PromptStyle(self._decided.settings.system, self._request.task.step_end)
 
     @property
     def descriptions(self) -> dict[ModelRole, LoadedModel]:
@@ -248,15 +109,15 @@ class OpenModels:
         needing = [policy.name for policy in policies if policy.reads_token_stats]
         if needing and "draft" in self.by_role and not self.by_role["draft"].sends_token_stats:
             raise ServerError(
-                f"policy {needing[0]} needs log-probabilities, but {self._decided.sources['draft']} does not send them",
+                f"policy {needing[0]} needs log-probabilities, but {self._decided.names['draft']} does not send them",
                 "enable log-probabilities on the server, or use a policy that does not need them: random, rsd, "
                 "draft, target",
             )
 
     def prompts(self) -> dict[str, ChatPrompt]:
         """Return the prompts of the draft and the target, by name."""
-        sources = self._decided.sources
-        return {sources[role]: self.by_role[role].prompt(self._style) for role in WRITING if role in self.by_role}
+        names = self._decided.names
+        return {names[role]: self.by_role[role].prompt(self._plan.style) for role in WRITING if role in self.by_role}
 
     def scheduler(self, route: Route | None = None, policy: Policy | None = None) -> Scheduler:
         """Return a scheduler for one route. If `route` is None, jobs may have different routes, and rewards as `policy` needs.
@@ -291,27 +152,29 @@ class OpenModels:
 
     @cached_property
     def _prm_rater(self) -> Rater | None:
-        prm, is_own = self.by_role.get("prm"), is_built_in(self._decided.sources.get("prm", ""))
+        prm, is_own = self.by_role.get("prm"), is_built_in(self._decided.names.get("prm", ""))
         return prm.rater("steps" if is_own else "turns", self.writing.clock) if isinstance(prm, LocalModel) else None
 
     # --- loading
 
     def _load_file(self, role: ModelRole, name: str, progress: Callable[[float], None]) -> LocalModel:
-        model, load = self._decided.models[role], self._decided.settings.load
+        model, load, source = self._decided.models[role], self._decided.settings.load, self._plan.sources[role]
+        _check_sha256(role, source, model)
         options = replace(
             load,
             context_size=model.context_size,
-            threads=self.threads.get(role),
+            threads=self._plan.threads.get(role),
             num_sequences=self.concurrency,
             rollback=self._rollback.get(role, 0),
             template_variables={} if role == "prm" else load.template_variables,
         )
-        path = str(next(iter(local_files(model.source)), model.source))
+        path = str(next(iter(local_files(source)), source))
         backend = self._stack.enter_context(contextlib.closing(open_model(path, options, progress)))
         return LocalModel(backend, name)
 
     def _check_server(self, role: ModelRole, remote: RemoteModel) -> None:
-        before: Fields = self._decided.models[role].served or {}
+        served = self._decided.models[role].served
+        before: Fields = (served.facts if served else None) or {}
         now = remote.served_facts
         for name in before:
             if before[name] != now.get(name):
@@ -322,34 +185,50 @@ class OpenModels:
 
     @property
     def _rollback(self) -> dict[ModelRole, int]:
-        target = self._decided.models.get("target")  # no other model verifies draft tokens
-        return {"target": rollback_of(target.source, target.costs)} if target else {}
+        source = self._plan.sources.get("target")  # no other model verifies draft tokens
+        return {"target": rollback_of(source, self._decided.models["target"].costs)} if source else {}
 
     @property
     def _memory_needed(self) -> Need:
         contexts = {role: model.context_size for role, model in self._decided.models.items()}
-        return memory_needed(self._decided.sources, self._decided.settings.load, self._rollback, contexts)
+        return memory_needed(self._plan.sources, self._decided.settings.load, self._rollback, contexts)
 
 
-def served_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
+def _check_sha256(role: ModelRole, source: str, model: ModelSetup) -> None:
+    """Raise UsageError if the file to open is not the model that was decided."""
+    files = local_files(source) if model.sha256 else ()
+    if files and sha256_seen(files) != model.sha256:
+        hint = "restore the file, or use another path (--output)"
+        raise UsageError(f"{files[0]}: the file is not the {role} of this run, or has changed", hint, option=role)
+
+
+def served_models(
+    sources: ByRole[ServedSource],
+    display: Display,
+    stack: contextlib.ExitStack,
+    *,
+    is_serving: bool,
+    is_greedy: bool,
+    continues: bool,
+) -> Callable[[ModelRole], RemoteModel]:
     """Return a function that opens a model on a server. Each server is asked once, when its model is first needed.
 
-    The function raises ServerError if the server cannot be used.
+    If `is_greedy` is true, rejected seeds are not reported. If `continues` is false, models only write whole solutions. The
+    function raises ServerError if the server cannot be used.
     """
 
     @functools.cache
     def connection() -> "Connection":
         from arbitrage_cli.inference.servers.connection import Connection  # slow to import
 
-        return stack.enter_context(contextlib.closing(Connection(is_serving=request.loads == "served")))
+        return stack.enter_context(contextlib.closing(Connection(is_serving=is_serving)))
 
     @functools.cache
     def open_model_of(role: ModelRole) -> RemoteModel:
         from arbitrage_cli.inference.servers.model import open_served
 
-        source = request.named.served[role]
+        source = sources[role]
         display.loading("asking server", source.address.host)
-        is_greedy, continues = not request.options.temperature, not request.writes_whole
         return RemoteModel(open_served(connection(), source, role, is_greedy=is_greedy, continues=continues))
 
     return open_model_of

@@ -12,12 +12,12 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from inspect import GEN_RUNNING, getgeneratorstate
 from math import inf
 from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from arbitrage_cli.app.call import (
-    NO_ROUTING,
     CallOptions,
     PairCall,
     Question,
@@ -31,14 +31,17 @@ from arbitrage_cli.app.call import (
 from arbitrage_cli.app.decide import NO_CHECKS
 from arbitrage_cli.app.in_order import InOrder
 from arbitrage_cli.app.options import AdviceOptions, Options, check
+from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Request, ask
-from arbitrage_cli.app.session import Session, open_session
+from arbitrage_cli.app.request import ask
+from arbitrage_cli.app.session import OpenSession, Session
+from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.rows import make_problem
-from arbitrage_cli.problems.tasks import find_task
+from arbitrage_cli.problems.tasks import Task, find_task
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import (
@@ -47,6 +50,7 @@ from arbitrage_cli.types import (
     Event,
     Fields,
     Finished,
+    Json,
     Message,
     Note,
     Problem,
@@ -57,8 +61,9 @@ from arbitrage_cli.types import (
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice
-    from arbitrage_cli.runs.run import Setup
 
+Advise = Callable[[Iterable[str | Fields], float], "Advice"]
+"""Advises on questions, in at most this number of minutes."""
 ModelName = str | os.PathLike[str]
 log = logging.getLogger("arbitrage")
 FORGETS = "the built-in models do not support conversations, so each question is answered separately"
@@ -69,14 +74,15 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
     _is_closed = True  # until the models are loaded
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    def __init__(self, open_session: OpenSession, with_checker: OpenSession, advise: Advise) -> None:
+        """`with_checker` opens the pair with its checker, which is loaded when a call first needs it."""
+        self._open_session, self._with_checker, self._advise = open_session, with_checker, advise
         self._stack = contextlib.ExitStack()
         self._schedulers: dict[str | None, Scheduler] = {}  # by the source of rewards
         self._events: Generator[Event, None, None] | None = None
         self._busy = threading.Lock()  # held during a call
         self._session: Session | None = None
-        self._decided = self._loaded().decided
+        self._plan = self._loaded().plan
         self._is_closed = False
 
     def __del__(self) -> None:
@@ -91,8 +97,8 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         self.close()
 
     def __repr__(self) -> str:
-        models = ", ".join(f"{role}={source!r}" for role, source in self._decided.sources.items())
-        return f"<Pair {models}, policy={self._decided.route.name!r}>"
+        models = ", ".join(f"{role}={source!r}" for role, source in self._plan.sources.items())
+        return f"<Pair {models}, policy={self._plan.setup.route.name!r}>"
 
     def close(self) -> None:
         """Stop a running call and free the models. Closing a closed pair has no effect.
@@ -134,7 +140,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         if call.route.policy.compares_answers:
             hint = "pass another policy to conversation(...)"
             raise UsageError(f"policy {call.route.policy.name} cannot be used: {NO_CHECKS}", hint, option="policy")
-        return Conversation(self._solve, call, self._decided.sources)
+        return Conversation(self._solve, call, self._plan.setup.names)
 
     @python_errors()
     def advise(self, questions: Iterable[str | Fields], *, minutes: float = 10.0) -> "Advice":
@@ -144,34 +150,42 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         during the measurement and reloaded by the next call. Raises UsageError if a question is invalid; ModelError or
         ServerError if a model cannot be used.
         """
-        from arbitrage_cli.app.advise import advise_on  # slow to import
-
         self._check_free()
         _check_many(questions)
         minutes = check(AdviceOptions, "minutes", minutes)
-        options, task = self._request.options, self._request.task
-        replaced = {**NO_ROUTING, "concurrency": None, "prm": None, **({} if task.has_answers else {"check": None})}
-        single = replace(options, **replaced, explicit=options.explicit - replaced.keys())
         with self._reserved():
-            self._stack.close()
-            self._session = None
-            self._schedulers.clear()
-            return advise_on(questions, single, task, minutes=minutes, display=LogDisplay(log))
+            self._unload()
+            return self._advise(questions, minutes)
 
-    def _loaded(self, decided: "Setup | None" = None) -> Session:
+    def _loaded(self, plan: Plan | None = None) -> Session:
         """Return the session, and load the models if they are not loaded."""
         if self._session is None:
             with contextlib.ExitStack() as stack:
-                session = stack.enter_context(open_session(self._request, LogDisplay(log), decided=decided))
+                session = stack.enter_context(self._open_session(LogDisplay(log), plan=plan))
                 session.load()
                 self._stack.push(stack.pop_all())
             self._session = session
         return self._session
 
+    def _unload(self) -> None:
+        self._stack.close()
+        self._session = None
+        self._schedulers.clear()
+
     @python_errors()
     def _call(self, options: CallOptions) -> PairCall:
         self._check_free()
-        return resolve_call(self._loaded(self._decided), options)
+        if self._lacks_checker(options.get("policy")):
+            self._unload()
+            self._open_session = self._with_checker
+            self._plan = self._loaded().plan
+        return resolve_call(self._loaded(self._plan), options)
+
+    def _lacks_checker(self, name: str | None) -> bool:
+        """Return whether a policy uses the pair's checker, and it is not loaded yet."""
+        plan = self._plan
+        uses_checker = name is not None and name in POLICIES and "check" in POLICIES[name].models
+        return uses_checker and plan.task.has_answers and "check" in plan.named and "check" not in plan.sources
 
     def _solve(self, call: PairCall, problem: Problem) -> Solution:
         (solution,) = (event for event in self._stream(call, problem) if isinstance(event, Solution))
@@ -229,7 +243,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
 
     def _scheduler(self, call: PairCall) -> Scheduler:
-        policy, session = call.route.policy, self._loaded(self._decided)
+        policy, session = call.route.policy, self._loaded(self._plan)
         if policy.reward not in self._schedulers:
             models = session.models
             has_both = {"draft", "target"} <= models.by_role.keys()
@@ -276,7 +290,20 @@ def open_pair(
         concurrency=concurrency,
         offline=offline or None,
     )
-    return Pair(ask(options, find_task(options.task), loads="named"))
+    request = ask(options, find_task(options.task), use="calls")
+    checked = replace(request, options=replace(request.options, check=request.named.sources.get("check")))
+    return Pair(session_of(request), session_of(checked), partial(_advise, request.options, request.task))
+
+
+def _advise(options: Options, task: Task, questions: Iterable[str | Fields], minutes: float) -> "Advice":
+    from arbitrage_cli.app.ask_advice import advise_on  # slow to import
+
+    cleared = {"policy", "tau", "early_stop", "concurrency", "prm"}
+    if not task.has_answers:
+        cleared.add("check")
+    nothing: Json = dict.fromkeys(cleared)
+    single = replace(options, **nothing, explicit=options.explicit - cleared)
+    return advise_on(questions, single, task, minutes=minutes, display=LogDisplay(log))
 
 
 def _check_many(questions: object) -> None:
@@ -311,8 +338,8 @@ class Turns:
     The built-in models were not trained on conversations, so they receive each question alone, and `note` reports this once.
     """
 
-    def __init__(self, sources: ByRole[str], note: Note, system: str | None = None) -> None:
-        self._remembers = not any(map(is_built_in, sources.values()))
+    def __init__(self, models: ByRole[str], note: Note, system: str | None = None) -> None:
+        self._remembers = not any(map(is_built_in, models.values()))
         self._note, self._system = note, system
         self._num_questions = 0
         self._answered: tuple[Message, ...] = ()
@@ -338,9 +365,9 @@ class Turns:
 class Conversation:
     """A conversation, created by `Pair.conversation`. Failed questions are not remembered."""
 
-    def __init__(self, solve: Callable[[PairCall, Problem], Solution], call: PairCall, sources: ByRole[str]) -> None:
+    def __init__(self, solve: Callable[[PairCall, Problem], Solution], call: PairCall, models: ByRole[str]) -> None:
         self._solve, self._call = solve, call
-        self._turns = Turns(sources, log.warning, call.system)
+        self._turns = Turns(models, log.warning, call.system)
 
     def ask(self, question: str) -> Solution:
         """Answer a question. Raises the same errors as `Pair.solve`."""
@@ -359,7 +386,7 @@ class RoutedConversation:
         self.menu = session.menu()
         self.route = self.menu.default
         self._session, self._display = session, session.display
-        self._turns = Turns(session.decided.sources, session.display.note)
+        self._turns = Turns(session.decided.names, session.display.note)
         self._scheduler = session.models.scheduler()
         self._shown: tuple[Route, str | None] | None = None
         self._are_models_shown = False

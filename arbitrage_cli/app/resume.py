@@ -1,94 +1,129 @@
-"""Compares what a user asks for now with what was asked when a run began. What was decided then is read, never compared.
+"""Continues a run: restores what was asked when it began, and finds its models and its router where they lie now.
 
-An option that was not typed now is no difference: the run keeps its own.
+What was typed now and differs is an error, and everything else comes from the run, whatever settings, variables and pairs
+say today. A model is what its checksum or its server says that it is; its place is always today's. Only local places are
+taken from run.json, which may be somebody else's: it never chooses a server, an API key or a download.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from arbitrage_cli.app.decide import RequestFacts, available_router, decide
-from arbitrage_cli.app.options import BenchOptions, CollectOptions, Options, ProblemOptions, RewardSource
-from arbitrage_cli.app.problem_source import Selection, default_folder, permitted, select_problems
-from arbitrage_cli.app.request import Request, choose_models
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.app.naming import (
+    NamedModels,
+    NamedRouter,
+    choose_pair,
+    entries_of,
+    label_of,
+    router_of,
+    served_sources,
+    template_sha256,
+)
+from arbitrage_cli.app.options import Options, RewardSource, check
+from arbitrage_cli.errors import ArbitrageError, DamagedRunError, UsageError
+from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.model_files.pairs import (
+    PairEntry,
+    backend_of,
+    hub_name,
+    is_served,
+    local_files,
+    no_such_file,
+    shipped_routers,
+)
 from arbitrage_cli.problems.rows import Dataset
-from arbitrage_cli.problems.tasks import Task, find_task
+from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, preset_or_budget
-from arbitrage_cli.runs.folder import begun_run
-from arbitrage_cli.runs.records import BENCH, Kind
-from arbitrage_cli.runs.run import DataSet, Run, Setup
-from arbitrage_cli.types import Json
+from arbitrage_cli.runs.run import Asked, DataSet, ModelSetup, Run
+from arbitrage_cli.types import ROLES, Json, ModelRole, frozen
 
-PAIR = ("pair", "draft", "target")
-PARTS = ("router", "prm", "check")  # compared by their checksums, like the pair
-ROUTING = ("policy", "tau")  # a run of bench may get further policies
-FREE = ("offline", "threads", "concurrency", "explicit", "command")  # they change no answer
+MODELS = ("pair", "draft", "target", "router", "prm", "check")
+"""Options that say where models and the router lie. They are not restored, because these are found by their checksums."""
+
+ROUTING = ("policy", "tau")
+GROWING = ("limit", "ids", "samples", "dataset", "mapping")
+"""Options that may differ from those of the run, which then gets further problems or samples. Problems have a checksum."""
+
+FREE = (
+    "threads", "offline", "minutes", "timeout", "run_code", "output_folder", "fresh", "dry_run", "save", "costs", "reward",
+    "concurrency", "explicit", "command",
+)  # fmt: skip
+"""Options that are asked anew by each command, or have checks of their own."""
+
 ELSEWHERE = "leave it out, or use another path (--output)"
 
+Group = TypeVar("Group")
+Fetch = Callable[[str], object]
+"""Downloads a model that was typed, if it is on the Hub and not on this machine."""
 
-def asked_options(options: Options) -> Json:
-    """Return the options that were typed or set, for run.json."""
-    default = Options()
-    names = [one.name for one in fields(options) if one.name not in ("explicit", "command")]
-    return {name: value for name in names if (value := getattr(options, name)) != getattr(default, name)}
+
+# --- what was asked
+
+
+def asked_of(command: Sequence[str], typed: frozenset[str], *groups: Any) -> Asked:
+    """Return what was asked, for run.json: the command, and the options that were typed or set."""
+    options: Json = {}
+    for group in groups:
+        for one in fields(group):
+            value = getattr(group, one.name)
+            if one.name not in FREE and value != _default(group, one.name):
+                options[one.name] = value
+    return Asked(command=list(command), options=options, typed=sorted(typed & options.keys()))
 
 
 def settings_of(options: Options) -> Json:
-    """Return the options that a run cannot change, and that were typed or set."""
-    asked = asked_options(options)
-    return {name: asked[name] for name in _compared() if name in asked}
+    """Return the options that were typed or set, and that affect answers, without those that choose models or policies."""
+    return {
+        name: value
+        for name, value in asked_of((), frozenset(), options).options.items()
+        if name in _kept(options) and name not in ROUTING
+    }
 
 
-def ask_for_run(
-    ask: Callable[[Options, Task, RewardSource | None], Request],
-    options: Options,
-    problems: ProblemOptions,
-    run: BenchOptions | CollectOptions,
-    kind: Kind,
-) -> tuple[Request, Selection, Path]:
-    """Return the request of `bench` or `collect`, its problems and its run folder.
+def restored(group: Group, typed: frozenset[str], began: Run | None) -> Group:
+    """Return a group of options, with those of the run to continue in place of what was not typed now.
 
-    If the folder has a run, the request continues it. Raises the same errors as `ask`, `begun_options` and `permitted`.
-    """
-    is_bench, path = kind == BENCH, run.output_folder
-    if problems.ids and "limit" in options.explicit:
-        raise UsageError("cannot be combined with --limit", "use one of the two options", option="ids")
-    selected = select_problems(problems, seed=options.seed, offline=options.offline, needs_answers=is_bench)
-    if path is None:
-        named = choose_models(options, find_task(options.task or selected.dataset.task))
-        concurrency = options.concurrency if is_bench and options.concurrency else 1
-        path = default_folder(
-            selected.dataset.name, named.names, prefix="" if is_bench else "collect-", concurrency=concurrency
-        )
-    began = None if run.fresh else begun_run(path, kind)
-    options = begun_options(options, began)
-    task = permitted(find_task(options.task or selected.dataset.task), problems.run_code)
-    return ask(options, task, begun_reward(run.reward, began)), selected, path
-
-
-def begun_options(options: Options, began: Run | None) -> Options:
-    """Return the options, with those of the run to continue in place of what was not typed now.
-
-    Raises UsageError if an option was typed that has another value in the run.
+    Raises UsageError if an option was typed that has another value in the run; DamagedRunError if a value of the run is
+    invalid.
     """
     if began is None:
-        return options
+        return group
     kept: Json = {}
-    asked, typed, default = began.asked.options, options.explicit, Options()
-    for group in (PAIR, ROUTING, *((name,) for name in (*PARTS, *_compared()))):
-        if not typed.intersection(group):
-            kept |= {name: asked.get(name, getattr(default, name)) for name in group}
-    for name in typed.intersection(_compared()):
-        now, before = getattr(options, name), asked.get(name, getattr(default, name))
-        if now != before:
-            raise differs(name, before, now)
-    if began.kind == BENCH and options.concurrency not in (None, began.decided.concurrency):  # times would be mixed
-        raise differs("concurrency", began.decided.concurrency, options.concurrency)
-    return replace(options, **kept)
+    for name in _kept(group):
+        before = began.asked.options.get(name, _default(group, name))
+        if name not in typed:
+            kept[name] = _checked(group, name, before)
+        elif name not in (*GROWING, *ROUTING) and getattr(group, name) != before:
+            raise differs(name, before, getattr(group, name))
+    if "policy" in typed and getattr(group, "policy", None) != began.asked.options.get("policy"):
+        kept.pop("tau", None)  # it belongs to the policy of the run
+    changed: Any = group
+    return replace(changed, **kept)  # type: ignore[no-any-return]
+
+
+def restored_options(options: Options, began: Run | None) -> Options:
+    """Return the shared options as `restored` does. `explicit` contains what was typed now, and when the run began."""
+    if began is None:
+        return options
+    found = restored(options, options.explicit, began)
+    explicit = options.explicit.union(set(began.asked.typed).difference(MODELS).intersection(_kept(options)))
+    if found.tau != began.asked.options.get("tau"):
+        explicit = explicit.difference({"tau"} - options.explicit)
+    return replace(found, explicit=explicit)
+
+
+def keep_concurrency(options: Options, began: Run | None) -> Options:
+    """Return the options with the concurrency of the run, on which its times depend. Raises UsageError if another was typed."""
+    if began is None:
+        return options
+    before = began.decided.concurrency
+    if "concurrency" in options.explicit and options.concurrency != before:
+        raise differs("concurrency", before, options.concurrency)
+    return replace(options, concurrency=before)
 
 
 def begun_reward(reward: RewardSource | None, began: Run | None) -> RewardSource | None:
@@ -101,64 +136,232 @@ def begun_reward(reward: RewardSource | None, began: Run | None) -> RewardSource
 
 def differs(option: str, before: object, now: object) -> UsageError:
     """Return the error that an option has another value than in the run to continue."""
-    shown = "without it" if before is None else f"with {before!s:.80}"
+    shown = "without this option" if before is None else f"with {before!s:.80}"
     return UsageError(f"this run began {shown}, not with {now!s:.80}", ELSEWHERE, option=option)
 
 
-def check_models(request: Request, began: Run) -> None:
-    """Raise UsageError if a model or the router is not that of the run, by its checksum or its name."""
-    for role, model in began.decided.models.items():
-        source = request.named.sources[role]
-        sha256 = sha256_seen(files) if model.sha256 and (files := local_files(source)) else None
-        if sha256 and sha256 != model.sha256 and source == model.source:
-            hint = "restore the file, or use another path (--output)"
-            raise UsageError(f"{source}: the file changed since this run began", hint, option=role)
-        if (sha256 or source) != (model.sha256 or model.source):
-            raise differs(role, _shown(model.source, model.sha256), _shown(source, sha256))
-    before, now = began.decided.router, request.named.router
-    if before and (now is None or now.sha256 != before.sha256):
-        found = now and _shown(now.card.name, now.sha256)
-        raise differs("router", _shown(before.name, before.sha256), found)
+def _kept(group: Any) -> list[str]:
+    return [one.name for one in fields(group) if one.name not in FREE and one.name not in MODELS]
 
 
-def continued(request: Request, began: Run, facts_of: Callable[[Request], RequestFacts]) -> Setup:
-    """Return what was decided when a run began, and the policies that the request adds, given the facts about their models.
+def _default(group: Any, name: str) -> Any:
+    found = next(one.default for one in fields(group) if one.name == name)
+    return None if found is MISSING else found
 
-    Raises UsageError if a model, the router or the only policy is another one.
+
+def _checked(group: Any, name: str, value: Any) -> Any:
+    try:
+        return value if value == _default(group, name) else check(type(group), name, value)
+    except UsageError as error:
+        hint = "restore run.json from a copy, or use another path (--output)"
+        raise DamagedRunError(f"run.json: asked.options.{name}: {error.message}", hint) from error
+
+
+# --- where its models lie now
+
+
+@frozen
+class Places:
+    """Where a model of the run may lie now: where the user says, or at one of several places, in order of precedence."""
+
+    typed: str | None
+    others: Sequence[str] = ()
+
+
+def models_of_run(
+    options: Options, began: Run, roles: Collection[ModelRole], task: Task, folder: Path, fetch: Fetch
+) -> NamedModels:
+    """Return the models of a run, each at its place of today, and its router. Those of `roles` are needed.
+
+    Raises UsageError if a model or the router is not found, or another one was typed, or a server is named only by run.json;
+    ModelFileError if a file cannot be read.
     """
-    check_models(request, began)
-    added = with_policies(request, began)
-    return decide(added, facts_of(added), began.decided) if added else began.decided
+    pair = _pair_of_run(options, began)
+    sources: dict[ModelRole, str] = {}
+    for role in ROLES:
+        with contextlib.nullcontext() if role in roles else suppress(ArbitrageError):  # other models are not loaded
+            places = _places(role, options, pair, began)
+            if source := _find(role, places, began, folder, fetch):
+                sources[role] = source
+    settings = began.decided.settings
+    size = pair.ctx if pair and options.ctx is None else options.ctx
+    load = replace(settings.load, threads=options.threads, context_size=size)
+    served = served_sources(sources, entries_of(pair, sources), load)
+    kept = {role: _as_decided(role, one, began.decided.models.get(role)) for role, one in served.items()}
+    is_whole = pair is not None and all(pair.sources.get(role) == source for role, source in sources.items())
+    return NamedModels(
+        pair if is_whole else None,
+        sources,
+        _router_of_run(options, began, pair, task),
+        finds_router=began.decided.router is None and task.name != "code" and not any(map(backend_of, sources.values())),
+        load=load,
+        served=kept,
+        price=began.decided.price,
+    )
 
 
-def with_policies(request: Request, began: Run) -> Request | None:
-    """Return the request with only the policies that the run does not have, or None if the run has them all.
+def _pair_of_run(options: Options, began: Run) -> PairEntry | None:
+    """Return the pair that was typed or, as it is defined today, that of the run, if it still exists."""
+    if "pair" in options.explicit:
+        return choose_pair(replace(options, draft=None, target=None))
+    asked = began.asked.options
+    if asked.get("draft") and asked.get("target") and not asked.get("pair"):
+        return None
+    with suppress(UsageError):
+        return choose_pair(replace(options, pair=asked.get("pair"), draft=None, target=None))
+    return None
+
+
+def _places(role: ModelRole, options: Options, pair: PairEntry | None, began: Run) -> Places:
+    """Return where a model may lie: as typed; else as set, as in the pair, where it lay, or beside a file that was typed."""
+    own, of_pair, before = getattr(options, role), pair.sources.get(role) if pair else None, began.places.get(role)
+    if role in options.explicit:
+        return Places(own)
+    if "pair" in options.explicit and of_pair:
+        return Places(of_pair)
+    here = [before] if before and _is_here(before) else []
+    today = [place for place in (own, of_pair) if place]
+    if role not in began.decided.models:  # what was named when the run began comes before what is named today
+        return Places(None, [*here, *today])
+    return Places(None, [*today, *here, *(_beside(before, options) if before else ())])
+
+
+def _is_here(place: str) -> bool:
+    """Return whether a place of run.json is on this machine, so that nothing has to be sent or downloaded."""
+    return not is_served(place) and (hub_name(place) is None or bool(local_files(place)))
+
+
+def _beside(place: str, options: Options) -> Iterator[str]:
+    """Yield the paths of files with this name in the folders of the files that were typed."""
+    for role in ("draft", "target", "prm", "check"):
+        typed = getattr(options, role) if role in options.explicit else None
+        if (
+            typed
+            and not is_served(typed)
+            and not is_served(place)
+            and (path := Path(typed).parent / Path(place).name).is_file()
+        ):
+            yield str(path)
+
+
+def _find(role: ModelRole, places: Places, began: Run, folder: Path, fetch: Fetch) -> str | None:
+    """Return the place of a model, or None if a model that the run does not have yet is not named at all."""
+    model = began.decided.models.get(role)
+    if places.typed:
+        fetch(places.typed)
+        if model and not _is_same(places.typed, model):
+            raise _another(role, places.typed, model, began)
+        return places.typed
+    if model is None:
+        found = next(iter(places.others), None)
+        if found is None and is_served(began.places.get(role, "")):
+            raise _unconfirmed(role, began.places[role], folder)
+        return found
+    for place in places.others:
+        with suppress(ArbitrageError):  # a file that cannot be read is another one
+            if _is_same(place, model):
+                return place
+    before = began.places.get(role, model.name)
+    if model.served:
+        raise _unconfirmed(role, before, folder)
+    if local_files(before):
+        raise _changed(role, before)
+    hint = f"add --{role} and its path of today, or use another path (--output)"
+    raise UsageError(f"{_shown(before, model.sha256)}: not found; this run began with it", hint, option=role)
+
+
+def _is_same(place: str, model: ModelSetup) -> bool:
+    """Return whether a place has the model of the run. What a server has is compared when it is asked."""
+    if model.served or is_served(place):
+        return model.served is not None and is_served(place)
+    if model.sha256 is None:  # of a registered backend, or not on this machine when the run began
+        return label_of(place) == model.name
+    files = local_files(place)
+    return bool(files) and sha256_seen(files) == model.sha256
+
+
+def _another(role: ModelRole, place: str, model: ModelSetup, began: Run) -> ArbitrageError:
+    if is_served(place) or model.served:
+        return differs(role, model.name, label_of(place))
+    files = local_files(place)
+    if not files and not backend_of(place):
+        return no_such_file(place)
+    if began.places.get(role) in (place, str(Path(place).absolute())):
+        return _changed(role, place)
+    return differs(role, _shown(model.name, model.sha256), _shown(place, sha256_seen(files) if files else None))
+
+
+def _changed(role: ModelRole, place: str) -> UsageError:
+    hint = "restore the file, or use another path (--output)"
+    return UsageError(f"{place}: the file changed since this run began", hint, option=role)
+
+
+def _unconfirmed(role: ModelRole, address: str, folder: Path) -> UsageError:
+    """Return the error that only run.json names a server, to which questions and an API key would be sent."""
+    host = "its server"
+    with suppress(UsageError):
+        host = Address.parse(address).host
+    return UsageError(
+        f"{folder}: the {role} of this run is on {host}, a server that only this folder names",
+        f"if you trust it, add --{role} URL with its address, or use another path (--output)",
+    )
+
+
+def _as_decided(role: ModelRole, served: ServedSource, model: ModelSetup | None) -> ServedSource:
+    """Return a model on a server, with the settings of the run. Raises UsageError if the pair has another chat template."""
+    if model is None or model.served is None:
+        return served
+    if template_sha256(served) != model.served.template_sha256:
+        hint = "restore the template in pairs.toml, or use another path (--output)"
+        raise UsageError(f"the {role}'s chat template changed since this run began", hint, option=role)
+    return replace(served, context_size=model.context_size, continuation=model.served.continuation)
+
+
+def _router_of_run(options: Options, began: Run, pair: PairEntry | None, task: Task) -> NamedRouter | None:
+    """Return the router of the run. A run without a router gets the one that is named now, if a policy needs it."""
+    before = began.decided.router
+    if before is None:
+        named = options.router if "router" in options.explicit else began.places.get("router", options.router)
+        return router_of(replace(options, router=named), pair, task)
+    if "router" in options.explicit:
+        now = router_of(options, pair, task)
+        if now and now.router.sha256 != before.sha256:
+            raise differs("router", _shown(before.name, before.sha256), _shown(now.router.card.name, now.router.sha256))
+        return now
+    for source in (options.router, pair.router if pair else None, began.places.get("router"), *shipped_routers()):
+        with suppress(ArbitrageError):  # a file that cannot be read is another one
+            if source and (found := NamedRouter.of(source)).router.sha256 == before.sha256:
+                return found
+    hint = "add --router and its path of today, or use another path (--output)"
+    raise UsageError(f"{_shown(before.name, before.sha256)}: not found; this run began with it", hint, option="router")
+
+
+def _shown(name: str, sha256: str | None) -> str:
+    return f"{name} (sha256 {sha256[:12]})" if sha256 else name
+
+
+# --- its policies
+
+
+def added_policies(
+    parsed: Sequence[ParsedRoute], typed: frozenset[str], began: Run, router: AvailableRouter, *, compares: bool
+) -> list[ParsedRoute]:
+    """Return the policies that were typed and that the run does not have.
 
     Raises UsageError if the run has a single policy, and another one was typed.
     """
-    if not request.options.explicit.intersection(ROUTING):
-        return None
-    router = available_router(request, began.decided.unit_costs, began.decided.price)
-    new = [parsed for parsed in request.policies if _route_of(parsed, began.routes, router) is None]
-    if not new or request.compares:
-        return replace(request, policies=new) if new else None
+    if not typed.intersection(ROUTING):
+        return []
+    new = [one for one in parsed if find_route(one, began.routes, router) is None]
+    if not new or compares:
+        return new
     (policy, tau), route = new[0], began.routes[0]
     if policy is route.policy:
         raise differs("tau", route.label.partition("@")[2], tau)
     raise differs("policy", route.label, policy.name)
 
 
-def routes_of(request: Request, decided: Setup) -> list[Route]:
-    """Return the routes that a command runs: those that were typed, or all of the run."""
-    routes = [one.route for one in decided.routes]
-    if not request.compares or "policy" not in request.options.explicit:
-        return routes
-    router = available_router(request, decided.unit_costs, decided.price)
-    typed = (_route_of(parsed, routes, router) for parsed in request.policies)
-    return list(dict.fromkeys(route for route in typed if route))
-
-
-def _route_of(parsed: ParsedRoute, routes: Iterable[Route], router: AvailableRouter) -> Route | None:
+def find_route(parsed: ParsedRoute, routes: Iterable[Route], router: AvailableRouter) -> Route | None:
     """Return the route of a run that was written in the same way, or has the same tau."""
     known = [route for route in routes if route.policy is parsed[0]]
     name = preset_or_budget(*parsed)
@@ -171,12 +374,3 @@ def check_data_set(before: DataSet | None, now: Dataset) -> None:
     """Raise UsageError if the data set is not that of the run, or that with more problems at its end."""
     if before and before.sha256 != now.sha256_of_first(before.count):
         raise differs("dataset", _shown(before.name, before.sha256), _shown(now.name, now.sha256))
-
-
-def _compared() -> list[str]:
-    others = {*PAIR, *PARTS, *ROUTING, *FREE}
-    return [one.name for one in fields(Options) if one.name not in others]
-
-
-def _shown(name: str, sha256: str | None) -> str:
-    return f"{name} (sha256 {sha256[:12]})" if sha256 else name

@@ -8,11 +8,10 @@ from dataclasses import replace
 from ipaddress import ip_address
 from socket import socket
 
-from arbitrage_cli.app.decide import limits_of
+from arbitrage_cli.app.call import with_thinking
 from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
-from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.session import Session, open_session
+from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
 from arbitrage_cli.serving.requests import Defaults
@@ -24,7 +23,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CHARS_PER_TOKEN = 16  # above the average of any text
 
 
-def serve_pair(request: Request, options: ServerOptions, display: Display) -> None:
+def serve_pair(open_session: OpenSession, options: ServerOptions, display: Display) -> None:
     """Answer requests until a signal arrives, then finish open requests. The URL is shown as the result.
 
     Raises UsageError if the key or the address cannot be used, and the same errors as `Session` and `Service.run`.
@@ -33,7 +32,7 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         access = Access(key, _accepted_hosts(bound, options, key))
-        session = stack.enter_context(open_session(request, display))
+        session = stack.enter_context(open_session(display))
         bounds = ServerBounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
@@ -54,7 +53,7 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
 
 def _defaults(session: Session) -> Defaults:
     max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.by_role.values())
-    thinking = limits_of(session.request.options, session.limits.think_tokens or None)
+    thinking = with_thinking(session, session.limits.think_tokens or None)
     prompts = session.models.prompts().values()
     return Defaults(
         session.menu(),

@@ -1,38 +1,49 @@
-"""Takes a command from its request to what is decided and to its open models, and describes the solutions that they write."""
+"""The open models of a command, with what is decided about them. Describes the solutions that they write."""
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
+from typing import Protocol
 
-from arbitrage_cli.app.decide import available_router, decide
-from arbitrage_cli.app.gather import fetch, fetch_and_gather, gather, machine_facts, warn_of_load
-from arbitrage_cli.app.open_models import OpenModels, served_models
+from arbitrage_cli.app.gather import machine_facts, warn_of_load
+from arbitrage_cli.app.open_models import OpenModels
+from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.resume import continued, routes_of
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.model_files.pairs import is_built_in, is_gguf
+from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.exercises import is_exercise
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
-from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.runs.run import Run, Setup
+from arbitrage_cli.runs.records import Explain, RunInfo
 from arbitrage_cli.types import WRITING, Json, Limits, ModelRole, Trace
 
 log = logging.getLogger("arbitrage.session")
 
 
-class Session:
-    """A command's request, what was decided from it, and its models, which `load` opens. Create it with `open_session`."""
+class OpenSession(Protocol):
+    """Opens the session of a command."""
 
-    def __init__(self, request: Request, decided: Setup, models: OpenModels, display: Display) -> None:
-        self.request, self.decided, self.models, self.display = request, decided, models, display
-        self.routes = routes_of(request, decided)
-        self.limits, self.task, self.concurrency = decided.settings.limits, request.task, models.concurrency
-        self.router = available_router(request, decided.unit_costs, decided.price)
+    def __call__(
+        self, display: Display, *, most: int | None = None, limit: float | None = None, plan: Plan | None = None
+    ) -> AbstractContextManager["Session"]:
+        """Make the plan, or use that of an earlier session, and open a session whose models are not loaded yet.
+
+        At most `most` problems are solved at once. Costs are measured in at most `limit` seconds.
+        """
+
+
+class Session:
+    """A command's plan, and its models, which `load` opens."""
+
+    def __init__(self, plan: Plan, models: OpenModels, display: Display) -> None:
+        self.plan, self.models, self.display = plan, models, display
+        self.decided, self.routes, self.task, self.router = plan.setup, plan.routes, plan.task, plan.router
+        self.limits = self.decided.settings.limits
+        self.concurrency = models.concurrency
         self._stack = contextlib.ExitStack()
 
     @property
@@ -44,15 +55,15 @@ class Session:
         self.models.close()
 
     def load(self) -> None:
-        warn_of_load(self.models.threads, self.display)
+        warn_of_load(self.plan.threads, self.display)
         self.models.load([route.policy for route in self.routes], self.display)
         self._warn_of_another_pair()
 
     def menu(self) -> Menu:
         """Return the routes that users of a chat or a server can select."""
-        request = self.request
-        compares_answers = request.loads == "served" and self.task.has_answers
-        return Menu(self.route, self.router, is_local=not request.named.served, compares_answers=compares_answers)
+        is_served = any(model.served for model in self.decided.models.values())
+        compares_answers = self.plan.use == "serve" and self.task.has_answers
+        return Menu(self.route, self.router, is_local=not is_served, compares_answers=compares_answers)
 
     def scorer(self, policy: Policy) -> Scorer | Checker | None:
         if policy.compares_answers:
@@ -76,6 +87,12 @@ class Session:
             at_once="check" in models and any(models[role].served for role in roles),
         )
 
+    @property
+    def explain(self) -> Explain:
+        """What explains a decision of the router. Without a router, nothing is explained."""
+        router = self.router.router if self.route.policy.needs_router else None
+        return router.explain if router else lambda trace, index: None
+
     def flow(self, route: Route, sample: int = 0, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:
         """Return the flow of a route. Sample k uses the seed `seed + k`."""
         seed = (sampler or self.decided.settings.sampler).seed + sample
@@ -95,14 +112,14 @@ class Session:
             chosen,
             thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
             settings=self._settings_of(chosen, limits, sampler),
-            models=self.decided.sources,
+            models=self.decided.names,
             descriptions={role: model.describe() for role, model in writing.items()},
             names={role: model.display_name for role, model in writing.items()},
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,
             is_known=is_exercise
-            if any(is_built_in(self.decided.sources[role]) for role in writing)
+            if any(is_built_in(self.decided.names[role]) for role in writing)
             else lambda question: True,
             bill=self.decided.bill,
         )
@@ -121,15 +138,17 @@ class Session:
     @cached_property
     def conditions(self) -> Json:
         """What differs now from the run's beginning without changing its answers: the machine, threads and concurrency."""
-        decided = self.decided
+        decided, plan = self.decided, self.plan
         found: Json = {}
-        if any(map(is_gguf, decided.sources.values())):
+        if any(model.sha256 for model in decided.models.values()):
             now = machine_facts(computes=True)
-            found = {name: now[name] for name in ("cpu", "gpu", "llama_cpp_python") if now[name] != decided.machine[name]}
-        if threads := {role: n for role, n in self.models.threads.items() if n != decided.models[role].threads}:
+            known = {name: before for name in ("cpu", "gpu", "llama_cpp_python") if (before := decided.machine[name])}
+            found = {name: now[name] for name, before in known.items() if now[name] != before}
+        if threads := {role: number for role, number in plan.threads.items() if number != decided.models[role].threads}:
             found["threads"] = threads
-        asked = self.request.options.concurrency
-        return found | ({"concurrency": asked} if asked and asked != decided.concurrency else {})
+        if plan.concurrency != decided.concurrency:
+            found["concurrency"] = plan.concurrency
+        return found
 
     def _warn_of_another_pair(self) -> None:
         router = self.router.router
@@ -153,41 +172,3 @@ class Session:
                 router.card.name,
                 trained_on,
             )
-
-
-@contextlib.contextmanager
-def open_session(
-    request: Request,
-    display: Display,
-    began: Run | None = None,
-    *,
-    decided: Setup | None = None,
-    most: int | None = None,
-    limit: float | None = None,
-) -> Iterator[Session]:
-    """Download the models, decide how the problems are solved, and open a session for them.
-
-    A run that `began` is continued as it was decided then. `decided` is given if the models of an earlier session are loaded
-    again. At most `most` problems are solved at once. Costs are measured in at most `limit` seconds.
-    """
-    with contextlib.ExitStack() as stack:
-        open_served = served_models(request, display, stack)
-        if began:
-            fetch(request.models_for([route.policy for route in began.routes]), display, offline=request.options.offline)
-            decided = continued(request, began, lambda added: fetch_and_gather(added, display, open_served, began))
-        elif decided is None:
-            decided = decide(request, fetch_and_gather(request, display, open_served, limit=limit))
-        for note in decided.notes:
-            display.tell(note)
-        if decided.tau_costs:
-            log.info("presets are based on the token costs of %s", decided.tau_costs)
-        models = OpenModels(request, decided, open_served, most)
-        session = stack.enter_context(contextlib.closing(Session(request, decided, models, display)))
-        yield session
-        if request.loads == "needed":  # a run, whose results are stored
-            models.check_files()
-
-
-def decide_without_models(request: Request, began: Run | None) -> Setup:
-    """Return what a session would decide. Nothing is downloaded or measured, and no server is asked."""
-    return continued(request, began, gather) if began else decide(request, gather(request))

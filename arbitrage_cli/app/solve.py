@@ -12,21 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from arbitrage_cli.app.in_order import InOrder
-from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, offering_to_resume, run_of, with_loaded
+from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch
 from arbitrage_cli.app.options import InputOptions
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.session import Session, open_session
+from arbitrage_cli.app.session import OpenSession, Session
+from arbitrage_cli.app.stored_run import offering_to_resume, run_of, with_loaded
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.problems.rows import Item
+from arbitrage_cli.problems.rows import Form, Item
 from arbitrage_cli.runs.folder import RUN, RunFolder, begun_run
 from arbitrage_cli.runs.records import SOLVE
 from arbitrage_cli.runs.rows import SolutionLine, SolutionRow
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import Fields, Finished, Problem
+from arbitrage_cli.types import Fields, Finished, Problem, frozen
 
 SolveRecord = SolutionRow | SolutionLine
 LineOf = Callable[[Fields], str | None]
@@ -38,24 +38,34 @@ MAX_SHOWN = 60  # characters of a value in a message
 LONG_LOADING = 3.0  # seconds of loading that are worth a hint
 
 
+@frozen
+class ViewOptions:
+    """What the display shows. If `answers_follow` is true, the answers are written to the same terminal."""
+
+    answers_follow: bool = False
+    explains: bool = False
+
+
 def solve_problems(
-    request: Request,
+    open_session: OpenSession,
+    forms: Sequence[Form],
+    concurrency: int,
     arguments: Sequence[str],
     source: InputOptions,
     path: Path | None,
     display: Display,
     line_of: LineOf,
-    shown: Fields,
+    view: ViewOptions,
 ) -> "Solutions":
     """Solve problems from arguments, a file or standard input, and write the results to `path` if it is set.
 
-    `shown` contains the fields of `RunInfo` that decide what the display shows.
+    `forms` are those of the rows of the task. At most `concurrency` problems are read ahead.
     """
     with contextlib.ExitStack() as stack:
-        problems = Problems(arguments, source, request.task.forms, display, stack)
+        problems = Problems(arguments, source, forms, display, stack)
         folder = stack.enter_context(_open_file(path)) if path else None
         solutions = stack.enter_context(Solutions(problems, display, line_of, folder))
-        solutions.solve_missing(request, shown)
+        solutions.solve_missing(open_session, concurrency, view)
     return solutions
 
 
@@ -108,20 +118,19 @@ class Solutions(AbstractContextManager["Solutions"]):
         with contextlib.suppress(OutputError):  # an output error is already being raised
             self._write(self._in_order.rest())
 
-    def solve_missing(self, request: Request, shown: Fields) -> None:
+    def solve_missing(self, open_session: OpenSession, concurrency: int, view: ViewOptions) -> None:
         """Solve the problems that have no result. If every problem has a result, no models are loaded.
 
         Raises UsageError if the file contains results of other problems or settings, and the same errors as `Session` and
         `Scheduler.run`.
         """
         problems = self._problems
-        num_known = self._match_earlier() + problems.look_ahead(request.concurrency)
+        num_known = self._match_earlier() + problems.look_ahead(concurrency)
         if not num_known and self._folder is None:
             list(self._unsolved())
             return
-        earlier = self._folder.earlier if self._folder else None
         most = num_known if problems.ended else None
-        with open_session(request, self._display, earlier, most=most) as session:
+        with open_session(self._display, most=most) as session:
             run = run_of(session, self._folder) if self._folder else None
             began = time.monotonic()
             if num_known:
@@ -131,16 +140,20 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._folder.save_run(with_loaded(run, session))
             with offering_to_resume(session, self._folder):
                 if num_known:
-                    self._solve_with(session, shown)
+                    self._solve_with(session, view)
                     if hint := loading_hint(loaded - began, time.monotonic() - loaded):
                         self._display.tell(hint)
                 else:
                     list(self._unsolved())
         self._remove_replaced()
 
-    def _solve_with(self, session: Session, shown: Fields) -> None:
-        num_done = sum(status == "done" for status, _ in self._stored.values())
-        info = replace(session.run_info(num_problems=self._problems.total), num_done=num_done, **shown)
+    def _solve_with(self, session: Session, view: ViewOptions) -> None:
+        info = replace(
+            session.run_info(num_problems=self._problems.total),
+            num_done=sum(status == "done" for status, _ in self._stored.values()),
+            answers_follow=view.answers_follow,
+            explain=session.explain if view.explains else None,
+        )
         self._display.begin(info)
         flow = session.flow(session.route)
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, StoredRun
+from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.session import Session
+from arbitrage_cli.app.stored_run import StoredRun
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, OutputError, ProblemError, UsageError
 from arbitrage_cli.learning.learn import Announce

@@ -50,27 +50,20 @@ def advise(
         return _costs(options, output, as_json=json_line)
     if not (options.pair or options.draft or options.target) and _propose(options, as_json=json_line):
         return 0
-    from arbitrage_cli.app import advise as app  # slow to import
-    from arbitrage_cli.app.problem_source import permitted
+    from arbitrage_cli.app.ask_advice import advise_pair  # slow to import
     from arbitrage_cli.display.table import write_advice
     from arbitrage_cli.model_files.pairs import advised_lines
-    from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display, only_figures_on_stdout():
-        selected = app.advice_problems(advice, seed=options.seed, offline=options.offline)
-        if not advice.dataset:
-            display.tell("using built-in problems; to use your own, add --dataset FILE, with one question per line")
-        task = permitted(find_task(options.task or selected.dataset.task), advice.run_code)
-        request = app.ask_for_advice(options, task, advice)
-        result = app.advise(request, selected, advice, display)
+        result, pair = advise_pair(options, advice, display)
     if json_line:
         write_json(result.figures)
     else:
         write_advice(result, sys.stdout)
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
-    if advice.save and request.named.pair:
-        typer.echo(advised_lines(request.named.pair, result.policy, result.tau, options.router), err=True)
+    if advice.save and pair:
+        typer.echo(advised_lines(pair, result.policy, result.tau, options.router), err=True)
     target = result.figures["policies"][0]
     return SOME_FAILED if target["errors"] == target["n"] - target["missing"] > 0 else 0
 
@@ -91,7 +84,7 @@ def _propose(options: Options, *, as_json: bool) -> bool:
 def _costs(options: Options, output: OutputOptions, *, as_json: bool) -> int:
     """Measure and show token costs. Raises UsageError if a flag has no effect on them."""
     from arbitrage_cli.app.gather import measure_costs  # slow to import
-    from arbitrage_cli.app.request import choose_models
+    from arbitrage_cli.app.naming import choose_models
     from arbitrage_cli.display.table import write_costs
     from arbitrage_cli.problems.tasks import find_task
 

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -64,24 +63,24 @@ def bench(
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
     from arbitrage_cli.app.bench import run_bench
+    from arbitrage_cli.app.plan import plan_without_models
     from arbitrage_cli.app.preview import preview
-    from arbitrage_cli.app.request import ask_to_compare
-    from arbitrage_cli.app.resume import ask_for_run
+    from arbitrage_cli.app.request import ask_for_run, ask_to_compare
+    from arbitrage_cli.app.start import session_of
     from arbitrage_cli.display.facts import plan_facts
     from arbitrage_cli.runs.records import BENCH
 
-    if bench.dry_run:
-        if "json_line" in options.explicit:
-            raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
-        problems = replace(problems, run_code="unprotected")  # no program runs
+    if bench.dry_run and "json_line" in options.explicit:
+        raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
     with command_display(output) as display:
-        request, selected, path = ask_for_run(ask_to_compare, options, problems, bench, BENCH)
+        asked = ask_for_run(ask_to_compare, options, problems, bench, BENCH, display, runs_programs=not bench.dry_run)
         if bench.dry_run:
-            for name, value in plan_facts(preview(request, selected, path, bench), selected.title, path):
+            planned = preview(plan_without_models(asked.request), asked.selected, asked.path, asked.samples)
+            for name, value in plan_facts(planned, asked.selected.title, asked.path):
                 typer.echo(f"{name:<10}{one_line(value)}")
             return 0
         with only_figures_on_stdout():
-            run = run_bench(request, selected, path, bench, display)
+            run = run_bench(session_of(asked.request), asked.selected, asked.path, bench, asked.samples, display)
         display.close()
         if not isinstance(sys.stdout, ClosedOutput):
             show_figures(run.run, run.results, FigureOptions(json_line=json_line))

@@ -31,7 +31,7 @@ COMMANDS = """\
 /quit          leave (or Ctrl-D)"""
 
 
-@command(without=["prm", "check"])
+@command(without=["prm", "check", "concurrency"])
 def chat(*, options: Options, output: OutputOptions) -> None:
     """Chat with a pair, and see which model writes each step.
 
@@ -46,12 +46,12 @@ def chat(*, options: Options, output: OutputOptions) -> None:
     """
     from arbitrage_cli.app.pair import RoutedConversation
     from arbitrage_cli.app.request import ask
-    from arbitrage_cli.app.session import open_session
+    from arbitrage_cli.app.start import open_session
     from arbitrage_cli.problems.tasks import find_task
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        request = ask(options, find_task(options.task), loads="both")
+        request = ask(options, find_task(options.task), use="chat")
         session = stack.enter_context(open_session(request, display, most=1))
         session.load()
         conversation = RoutedConversation(session)

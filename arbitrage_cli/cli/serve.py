@@ -28,7 +28,9 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
     """
     from arbitrage_cli.app.request import ask
     from arbitrage_cli.app.serve import serve_pair
+    from arbitrage_cli.app.start import session_of
     from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display:
-        serve_pair(ask(options, find_task(options.task), loads="served", concurrency=8), server, display)
+        request = ask(options, find_task(options.task), use="serve", concurrency=8)
+        serve_pair(session_of(request), server, display)

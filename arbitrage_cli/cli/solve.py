@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,6 @@ from arbitrage_cli.display import wording
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import Fields, frozen
-
-if TYPE_CHECKING:
-    from arbitrage_cli.app.request import Request
 
 
 @frozen
@@ -77,9 +74,10 @@ def solve(
       arbitrage solve --pair llama3 --input problems.txt -o solutions.jsonl
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
-    from arbitrage_cli.app.request import ask
-    from arbitrage_cli.app.resume import begun_options
-    from arbitrage_cli.app.solve import begun_file, solve_problems
+    from arbitrage_cli.app.request import Begun, ask, fetching
+    from arbitrage_cli.app.resume import restored_options
+    from arbitrage_cli.app.solve import ViewOptions, begun_file, solve_problems
+    from arbitrage_cli.app.start import session_of
     from arbitrage_cli.problems.tasks import find_task
 
     problems = problem or []
@@ -89,9 +87,7 @@ def solve(
     is_given = bool(problems) and problems != ["-"]
     is_single = is_given and len(problems) == 1
     form = _format(results, is_given=is_given)
-    options = begun_options(options, begun_file(results.output_file) if results.output_file else None)
-    request = ask(options, find_task(options.task))
-    request = replace(request, concurrency=1) if is_single else request
+    path = results.output_file
     num_unanswered = 0
     with command_display(output) as display:
 
@@ -104,23 +100,27 @@ def solve(
                     display.note(f"problem {record['id']}: the solution has no answer")
             return line
 
-        shown = _shown(request, results, form)
-        solved = solve_problems(request, problems, source, results.output_file, display, line_of, shown)
+        earlier = begun_file(path) if path else None
+        began = Begun(earlier, path, fetching(options, display)) if path and earlier else None
+        request = ask(options, find_task(restored_options(options, earlier).task), began)
+        request = replace(request, concurrency=1) if is_single else request
+        view = ViewOptions(answers_follow=form == "text" and sys.stdout.isatty(), explains=results.explain)
+        solved = solve_problems(
+            session_of(request),
+            request.task.forms,
+            request.concurrency,
+            problems,
+            source,
+            path,
+            display,
+            line_of,
+            view,
+        )
     if results.output_file:
         status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
         errors = f", {formatting.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
         say(f"{status}{results.output_file} has {formatting.count(solved.num_done, 'result')}{errors}", output)
     return SOME_FAILED if solved.num_failed or num_unanswered else 0
-
-
-def _shown(request: "Request", results: ResultOptions, form: ResultFormat | None) -> Fields:
-    """Return the fields of `RunInfo` that decide what the display shows."""
-    router = request.named.router if request.asked[0].needs_router else None
-    explain = router.explain if router else lambda trace, index: None
-    return {
-        "answers_follow": form == "text" and sys.stdout.isatty(),
-        "explain": explain if results.explain else None,
-    }
 
 
 def _format(results: ResultOptions, *, is_given: bool) -> ResultFormat | None:

@@ -40,20 +40,19 @@ def collect(
       arbitrage collect --dataset builtin-dev -o runs/states
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
-    from arbitrage_cli.app.loop import offering_to_resume
-    from arbitrage_cli.app.request import ask_to_collect
-    from arbitrage_cli.app.resume import ask_for_run
-    from arbitrage_cli.app.session import open_session
+    from arbitrage_cli.app.request import ask_for_run, ask_to_collect
+    from arbitrage_cli.app.start import open_session
+    from arbitrage_cli.app.stored_run import offering_to_resume
     from arbitrage_cli.app.training import Collection
     from arbitrage_cli.runs.folder import RunFolder
     from arbitrage_cli.runs.records import COLLECT
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        request, selected, path = ask_for_run(ask_to_collect, options, problems, collect, COLLECT)
-        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
-        session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
-        collection = Collection(session, selected, folder)
+        asked = ask_for_run(ask_to_collect, options, problems, collect, COLLECT, display)
+        folder = stack.enter_context(RunFolder(asked.path, kind=COLLECT, fresh=collect.fresh))
+        session = stack.enter_context(open_session(asked.request, display, most=len(asked.selected.items)))
+        collection = Collection(session, asked.selected, folder)
         with offering_to_resume(session, folder):
             collection.collect()
         display.close()

@@ -33,7 +33,7 @@ def main_facts(run: "Run") -> Iterable[Fact]:
 def model_facts(run: "Run") -> Iterable[Fact]:
     for role, model in run.decided.models.items():
         loaded = run.loaded.get(role)
-        named = dict.fromkeys([*([loaded.description] if loaded and loaded.description else []), model.source])
+        named = dict.fromkeys([*([loaded.description] if loaded and loaded.description else []), model.name])
         threads = [formatting.count(model.threads, "thread")] if model.threads else []
         yield role_name(role), ", ".join([*named, *_digest(model.sha256), *threads])
     if router := run.decided.router:
@@ -60,17 +60,17 @@ def run_lines(record: Json) -> tuple[str, str]:
 
 def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
     """Yield facts about a planned benchmark."""
-    decided, num_todo = planned.decided, planned.num_todo
+    plan, num_todo = planned.plan, planned.num_todo
     yield "data set", title
-    yield "policies", ", ".join(one.route.label for one in decided.routes)
-    for role, source in decided.sources.items():
-        yield role_name(role), f"{source} (to download)" if source in planned.missing else source
+    yield "policies", ", ".join(route.label for route in plan.routes)
+    for role, source in plan.sources.items():
+        yield role_name(role), f"{source} (to download)" if role in plan.missing_roles else source
     done = f": {formatting.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"
     yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
     unknown = f"unknown for {', '.join(planned.unknown)}; run with --limit 5 first, then repeat --dry-run"
     yield "time", unknown if planned.unknown else f"about {formatting.duration(planned.seconds)}"
-    for note in decided.notes:
+    for note in plan.notes:
         yield "note", note
 
 

@@ -126,7 +126,7 @@ def _notes(first: Run, second: Run) -> Iterator[str]:
 def _settings(run: Run) -> Json:
     """Return the settings that affect solutions, and the identity of each model."""
     models = run.decided.models.items()
-    identities = {f"{role} model": f"sha256 {one.sha256[:16]}" if one.sha256 else one.source for role, one in models}
+    identities = {f"{role} model": f"sha256 {one.sha256[:16]}" if one.sha256 else one.name for role, one in models}
     return run.decided.settings.of_call() | identities | {"data set": run.dataset and f"sha256 {run.dataset.sha256[:16]}"}
 
 

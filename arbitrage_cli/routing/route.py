@@ -176,9 +176,9 @@ def need_router(router: Router | None) -> Router:
     return router
 
 
-def choose_policy(name: str | None, router: Router | None) -> Policy:
+def choose_policy(name: str | None, *, has_router: bool) -> Policy:
     """Find a policy. The default is `arbitrage`, or `entropy` without a router. Raises UsageError for an unknown name."""
-    return find_policy(name) if name is not None else POLICIES["arbitrage" if router else "entropy"]
+    return find_policy(name) if name is not None else POLICIES["arbitrage" if has_router else "entropy"]
 
 
 def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> float | None:
@@ -242,8 +242,8 @@ def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
     costs, policy = available.costs, route.policy
     if costs is None or costs.concurrency != 1:
         return None
-    target_token = formatting.number(costs.token_ratio)
     if policy.speculates and not available.is_priced and costs.write() >= costs.target.decode:
+        target_token = formatting.number(costs.token_ratio)
         return (
             f"a target token takes only {target_token} times as long as a draft token, so policy {policy.name} drafts few "
             "tokens or none, and is hardly faster than policy target"
@@ -262,7 +262,7 @@ def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
 # --- routes for requests and chats
 
 
-def selectable(router: Router | None, *, is_local: bool, compares_answers: bool) -> list[str]:
+def selectable(*, has_router: bool, is_local: bool, compares_answers: bool) -> list[str]:
     """Return the policies that users of a chat or a server can select.
 
     `is_local` is false if a model is on a server. `compares_answers` is true if answers can be compared.
@@ -271,7 +271,7 @@ def selectable(router: Router | None, *, is_local: bool, compares_answers: bool)
         policy.name
         for policy in POLICIES.values()
         if policy.reward is None
-        and not (policy.needs_router and router is None)
+        and (has_router or not policy.needs_router)
         and (is_local or not policy.needs_local_models)
         and (compares_answers or not policy.compares_answers)
     ]
@@ -302,7 +302,9 @@ class Menu:
         """Take the arguments of `selectable`. Raises UsageError if the default policy cannot be used in a conversation."""
         self.default = default
         self._available = available
-        self._policies = selectable(available.router, is_local=is_local, compares_answers=compares_answers)
+        self._policies = selectable(
+            has_router=available.router is not None, is_local=is_local, compares_answers=compares_answers
+        )
         refuse_in_conversation(default.policy, self._policies)
 
     @property

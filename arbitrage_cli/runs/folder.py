@@ -153,7 +153,7 @@ def _listing_record(folder: Path) -> Json | None:
         return record | {"error": error.message}
     return record | {
         "dataset": run.dataset and run.dataset.name,
-        "models": ", ".join(run.decided.sources.values()),
+        "models": ", ".join(run.decided.names.values()),
         "policies": ", ".join(route.label for route in run.routes),
         "done": [*statuses.values()].count("done"),
         "planned": len(run.levels) * run.samples * len(run.routes),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # NumPy is slow to import
 
 SCHEMA: Literal[1] = 1
 """The schema of rows."""
-RUN_SCHEMA: Literal[2] = 2
+RUN_SCHEMA: Literal[3] = 3
 """The schema of run.json. Folders with another schema are rejected."""
 Kind = Literal["bench", "collect", "solve"]
 BENCH: Final = "bench"

@@ -24,21 +24,32 @@ from arbitrage_cli.types import Bill, Finished, Json, Limits, ModelRole
 
 
 class Asked(Record):
-    """What the user asked for: the command, and the options that were typed or set."""
+    """What the user asked for: the command, the options that were typed or set, and the names of those that were typed."""
 
     command: list[str]
     options: Json
+    typed: list[str]
+
+
+class ServedSetup(Record):
+    """What a model on a server is: what the server reports, which must not change, and how the model is prompted.
+
+    `facts` is None if the server was not asked. `template_sha256` belongs to the template that replaces the server's.
+    """
+
+    facts: Json | None = None
+    template_sha256: str | None = None
+    continuation: str | None = None
 
 
 class ModelSetup(Record):
-    """A model. `sha256` is None without GGUF files, `threads` on a server, and `costs` if the model was not measured.
+    """What a model is, wherever it lies. `sha256` is None without GGUF files, and `costs` if the model was not measured.
 
-    The architecture, the number of parameters and the size of the vocabulary are what the files say. `served` describes the
-    model of a server, with the facts that must not change.
+    The architecture, the number of parameters and the size of the vocabulary are what the files say. `name` is what users read: a file's name, a name on the Hub, the name of a built-in model, or that of a server's model.
+    `threads` is None on a server.
     """
 
-    source: str
-    file: str | None = None
+    name: str
     size: int | None = None
     sha256: str | None = None
     architecture: str | None = None
@@ -47,7 +58,7 @@ class ModelSetup(Record):
     threads: int | None = None
     context_size: int | None = None
     costs: UnitCosts | None = None
-    served: Json | None = None
+    served: ServedSetup | None = None
 
     def known_as(self, name: str) -> TrainedModel:
         """Return what a router's card says about the model, with the name that the loaded model has."""
@@ -146,8 +157,8 @@ class Setup(Record):
         return bill(self.prices, finished) if self.prices else None
 
     @property
-    def sources(self) -> dict[ModelRole, str]:
-        return {role: model.source for role, model in self.models.items()}
+    def names(self) -> dict[ModelRole, str]:
+        return {role: model.name for role, model in self.models.items()}
 
     @property
     def unit_costs(self) -> dict[ModelRole, UnitCosts]:
@@ -175,17 +186,19 @@ class LoadedModel(Record):
 class Run(Record):
     """The contents of run.json. `levels` has an entry for each problem of the run, and is empty for runs of `solve`.
 
-    `reward` describes the rewards of collected states. A run that `skips_attempts` has rows only for the attempts that
+    `places` tells where the models and the router lay. They are looked for there, by their checksums, and nothing is sent to
+    an address that only run.json names. `reward` describes the rewards of collected states. A run that `skips_attempts` has rows only for the attempts that
     `advise` needed. `protections` limit the programs that models write. `loaded` and `flags`, those of llama.cpp, are known
     once a model is loaded.
     """
 
-    version: Literal[2] = Field(alias="schema")
+    version: Literal[3] = Field(alias="schema")
     kind: Kind
     tool: str
     created: str
     asked: Asked
     decided: Setup
+    places: dict[str, str] = Field(default_factory=dict)
     dataset: DataSet | None = None
     levels: dict[str, Level] = Field(default_factory=dict)
     samples: Annotated[int, Field(ge=1)] = 1
@@ -209,7 +222,7 @@ class Run(Record):
 
     def name_of(self, role: ModelRole) -> str:
         """Return the name that a model has in its file or on its server, or the name that the user gave."""
-        return self.loaded[role].name if role in self.loaded else self.decided.models[role].source
+        return self.loaded[role].name if role in self.loaded else self.decided.models[role].name
 
 
 def read_run(data: bytes) -> Run:

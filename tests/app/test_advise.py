@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 from commands import MATH, SCRIPTED, Shown, typed
+from commands import advised as conditions
 from faults import rows_of
 from made_up_runs import make_row, parsed
 from made_up_tuning import FAST_READER, pretend
 
-from arbitrage_cli.app.advise import Advice, advice_problems, advise, ask_for_advice
+from arbitrage_cli.app.advise import Advice
+from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.gather import advised_pair
 from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.options import AdviceOptions, Options
+from arbitrage_cli.app.request import ask_to_compare
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.evaluation.metrics import figures
@@ -81,8 +83,7 @@ def made_up(attempt: Attempt, seconds: float) -> AttemptRow:
 
 def advised(options: Options, output: str | None = "run", display: Shown | None = None) -> Advice:
     given = AdviceOptions(output_folder=Path(output) if output else None, minutes=1.0)
-    selected = advice_problems(given, seed=0, offline=True)
-    return advise(ask_for_advice(options, MATH, given), selected, given, display or Shown())
+    return advise_pair(options, given, display or Shown())[0]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_the_command_solves_as_was_measured_and_is_saved(
 @pytest.mark.parametrize(("count", "is_stored"), [(4, False), (20, True)])
 def test_only_advice_that_was_measured_takes_the_place_of_the_last(attempts: Pretend, count: int, is_stored: bool) -> None:
     options = typed(max_tokens=4)
-    pair = advised_pair(ask_for_advice(options, MATH, AdviceOptions()))
+    pair = conditions(ask_to_compare(options, MATH, advises=True))
     keep_advice(tuned_file(), StoredAdvice(pair, "target", "2026-11-29T12:00:00+00:00"))
     attempts(count, NOTHING_PAYS)
     advised(options)

@@ -16,7 +16,8 @@ from made_up_tuning import pretend, unit_costs
 
 from arbitrage_cli.app.bench import regrade
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.preview import preview
+from arbitrage_cli.app.plan import plan_without_models
+from arbitrage_cli.app.preview import Preview, preview
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.display.facts import grade_change
@@ -99,11 +100,11 @@ def test_what_changes_no_answer_is_noted_and_in_the_rows(here: Path, tiny: Mappi
     """Another processor, another llama.cpp or other threads. Models are identified by their files."""
     options = {"draft": str(tiny["draft"]), "policy": "draft", "ctx": 256, "max_tokens": 8}
     model = bench(here, typed(**options, threads=1), limit="1").run.decided.models["draft"]
-    assert (model.file, model.size) == (options["draft"], tiny["draft"].stat().st_size)
+    assert (model.name, model.size) == (tiny["draft"].name, tiny["draft"].stat().st_size)
     assert (model.sha256, model.context_size) == (sha256_of([tiny["draft"]]), 256)
     change(here, "cpu", "slide rule", "decided", "machine")
     change(here, "llama_cpp_python", "0.0", "decided", "machine")
-    bench(here, typed(**options, threads=2))
+    bench(here, typed(**options, threads=2), limit="3")
     first, *others = rows_of(here / "run")
     assert "conditions" not in first
     assert {tuple(row["conditions"]) for row in others} == {("cpu", "llama_cpp_python", "threads")}
@@ -153,8 +154,13 @@ def test_another_setting_is_refused_by_name(here: Path, option: str, value: obje
 
 def planned(folder: Path, options: Options, **chosen: Any) -> tuple[int, int]:
     """How many attempts are left, and how many there are."""
-    found = preview(*asked_to_bench(folder, options, **chosen))
+    found = previewed(folder, options, **chosen)
     return found.num_todo, found.num_attempts
+
+
+def previewed(folder: Path, options: Options, **chosen: Any) -> Preview:
+    asked, _ = asked_to_bench(folder, options, **chosen)
+    return preview(plan_without_models(asked.request), asked.selected, asked.path, asked.samples)
 
 
 def test_a_preview_counts_the_attempts_that_are_left_and_makes_nothing(here: Path) -> None:
@@ -171,10 +177,10 @@ def test_time_in_a_preview_is_that_of_the_attempts_before(here: Path) -> None:
     """Attempts overlap if several problems are solved at once. The time of scripted models is unknown before the first attempt."""
     for concurrency in (1, 2):
         folder, options = here / str(concurrency), typed(**THREE, concurrency=concurrency)
-        before = preview(*asked_to_bench(here, options, output_folder=folder))
+        before = previewed(here, options, output_folder=folder)
         assert (before.seconds, len(before.unknown)) == (0.0, 3)
         bench(here, options, output_folder=folder)
-        after = preview(*asked_to_bench(here, options, output_folder=folder, samples=3))
+        after = previewed(here, options, output_folder=folder, samples=3)
         total = sum(float(row["wall_seconds"]) for row in rows_of(folder))
         assert after.seconds == pytest.approx(2 * total / concurrency)
         assert not after.unknown
@@ -190,7 +196,7 @@ def test_time_in_a_preview_follows_from_token_costs_and_the_routers_table(
         pretend(tuned_file(), {"draft": costs, "target": costs})
         for concurrency in (1, 16):
             options = typed(policy="target,draft", draft="builtin:draft", target="builtin:target", concurrency=concurrency)
-            found = preview(*asked_to_bench(here, options, output_folder=here / "new"))
+            found = previewed(here, options, output_folder=here / "new")
             assert not found.unknown
             seconds.setdefault(name, []).append(found.seconds)
     assert seconds["shared"][0] == pytest.approx(16 * seconds["shared"][1], rel=0.05)

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MATH, SCRIPTED, Shown, refused, typed
+from commands import MATH, SCRIPTED, Shown, advised, refused, typed
 from made_up_tuning import FAST_READER, NO_GAIN, SLOW_VERIFIER, make_tuned, pretend, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
 
-from arbitrage_cli.app.decide import available_router, decide
-from arbitrage_cli.app.gather import advised_pair, gather, warn_of_load
+from arbitrage_cli.app.decide import available_router, decide, extend
+from arbitrage_cli.app.gather import gather, router_of_request, warn_of_load
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Loads, Request, ask, ask_to_collect, ask_to_compare
-from arbitrage_cli.app.session import open_session
+from arbitrage_cli.app.request import Request, Use, ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.start import open_session
 from arbitrage_cli.costs.store import (
     StoredAdvice,
     Tuned,
@@ -75,7 +75,7 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     add_pair(pairs, replace(pair, draft=draft, target=target, check=ModelEntry("scripted:target", price="1/2")))
     request = ask(options("pair", models=Options(pair="mine"), tau="careful"), MATH)
     made = decided(request)
-    router = available_router(request, made.unit_costs, made.price)
+    router = available_router(request, router_of_request(request), made.unit_costs, made.price)
     assert (costs := router.costs) is not None
     assert (costs.target.decode, costs.write(), costs.target_reread) == (2.4, 2.4, 0.06)
     assert (costs.draft.decode, costs.draft_reread) == (0.1, 0.01)
@@ -106,7 +106,7 @@ def test_a_tau_keeps_the_policy_of_the_pair(tmp_path: Path) -> None:
 def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.app.gather.machine_here", lambda: pytest.fail("llama.cpp is needed"))
     served = Options(draft="http://127.0.0.1:1/v1", target="http://127.0.0.1:2/v1", policy="target")
-    assert advised_pair(ask(served, MATH)).machine is None
+    assert advised(ask(served, MATH)).machine is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, polic
     """Speculation needs both models on this machine, so such an advice is ignored. Advice to use the default needs no note."""
     served = Options(draft="builtin:draft", target="http://127.0.0.1:1/v1")
     before = single(models=served)
-    keep_advice(tuned_file(), StoredAdvice(advised_pair(ask(served, MATH)), route, "2026-11-29T12:00:00+00:00"))
+    keep_advice(tuned_file(), StoredAdvice(advised(ask(served, MATH)), route, "2026-11-29T12:00:00+00:00"))
     after = single(models=served)
     other = single(models=replace(served, target="http://127.0.0.1:2/v1"))
     assert (before.route.policy.name, other.route.policy.name) == ("arbitrage", "arbitrage")
@@ -130,23 +130,23 @@ def advice() -> Callable[..., None]:
     pretend(tuned_file(), FAST_READER)
 
     def store(**changes: Any) -> None:
-        keep_advice(tuned_file(), StoredAdvice(advised_pair(ask(Options(), MATH)), "target", "2026-11-29T12:00:00+00:00"))
+        keep_advice(tuned_file(), StoredAdvice(advised(ask(Options(), MATH)), "target", "2026-11-29T12:00:00+00:00"))
         content = json.loads(tuned_file().read_text())
         tuned_file().write_text(json.dumps(content | {"advice": [content["advice"][0] | changes]}))
 
     return store
 
 
-def default(task: str | None = None, loads: Loads = "needed", **values: Any) -> tuple[str, str]:
+def default(task: str | None = None, use: Use = "run", **values: Any) -> tuple[str, str]:
     """The policy for the built-in pair, or these values, and the notes."""
-    made = decided(ask(typed(**values), find_task(task), loads=loads), FAST_READER)
+    made = decided(ask(typed(**values), find_task(task), use=use), FAST_READER)
     return made.route.policy.name, " ".join(made.notes)
 
 
 def test_the_default_follows_the_last_advice_and_says_when_it_was_given(advice: Callable[..., None], tmp_path: Path) -> None:
     advice()
-    for loads in ("needed", "both"):
-        policy, notes = default(loads=loads)
+    for use in ("run", "chat"):
+        policy, notes = default(use=use)
         assert (policy, "2026-11-29" in notes) == ("target", True)
     for chosen in ({"policy": "arbitrage"}, {"tau": "careful"}, {"early_stop": True}, {"router": "builtin:universal"}):
         assert default(**chosen)[0] == "arbitrage"
@@ -161,7 +161,7 @@ def test_a_conversation_does_not_follow_policy_agree(advice: Callable[..., None]
     """Neither that of an advice, nor that of the pair's entry. One line says so."""
     for route in ("agree", "target"):
         advice(route=route)
-        policy, notes = default(loads="both")
+        policy, notes = default(use="chat")
         assert (policy != "agree", notes.count("is not used")) == (True, 1)
         assert default()[0] == "agree"
         add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], policy="agree"))
@@ -180,12 +180,12 @@ def test_invalid_advice_is_ignored_with_one_note(advice: Callable[..., None], ch
 
 
 @pytest.mark.parametrize(
-    ("loads", "concurrency", "policy"), [("needed", 1, "arbitrage"), ("needed", 8, "target"), ("served", 8, "arbitrage")]
+    ("use", "concurrency", "policy"), [("run", 1, "arbitrage"), ("run", 8, "target"), ("serve", 8, "arbitrage")]
 )
-def test_the_default_follows_the_costs_of_its_concurrency(loads: Loads, concurrency: int, policy: str) -> None:
+def test_the_default_follows_the_costs_of_its_concurrency(use: Use, concurrency: int, policy: str) -> None:
     """An advice is for one problem at a time, as in most of a server's time."""
-    request = ask(Options(concurrency=concurrency), MATH, loads=loads)
-    keep_advice(tuned_file(), StoredAdvice(advised_pair(request), "arbitrage@fast", "2026-11-29T12:00:00+00:00"))
+    request = ask(Options(concurrency=concurrency), MATH, use=use)
+    keep_advice(tuned_file(), StoredAdvice(advised(request), "arbitrage@fast", "2026-11-29T12:00:00+00:00"))
     assert decided(request, CHEAP_BATCHES).route.policy.name == policy
 
 
@@ -244,9 +244,9 @@ def test_a_request_that_cannot_be_answered_is_refused(values: dict[str, Any], op
     assert (error.option, words in f"{error.message} {error.hint}") == (option, True), error
 
 
-@pytest.mark.parametrize(("policy", "loads"), [("rsd", "served"), ("oracle", "served"), ("rsd", "both"), ("agree", "both")])
-def test_what_a_conversation_does_not_have_is_refused_before_models_are_chosen(policy: str, loads: Loads) -> None:
-    error = refused(ask, typed(**SCRIPTED, policy=policy), MATH, loads=loads)
+@pytest.mark.parametrize(("policy", "use"), [("rsd", "serve"), ("oracle", "serve"), ("rsd", "chat"), ("agree", "chat")])
+def test_what_a_conversation_does_not_have_is_refused_before_models_are_chosen(policy: str, use: Use) -> None:
+    error = refused(ask, typed(**SCRIPTED, policy=policy), MATH, use=use)
     assert (error.option, policy in error.message, policy in error.hint) == ("policy", True, False)
 
 
@@ -291,7 +291,7 @@ def test_task_decides_prompt_and_steps(tmp_path: Path) -> None:
     served = replace(models, target="http://127.0.0.1:1/v1")
     settings = decided(ask(models, CODE)).settings
     assert (settings.task, settings.system) == (CODE.name, CODE_INSTRUCTIONS)
-    assert [ask(models, task).named.router is None for task in (CODE, MATH)] == [True, False]
+    assert [ask(models, task).named.has_router for task in (CODE, MATH)] == [False, True]
     assert [policies(ask(one, CODE)) for one in (models, served)] == [["speculative"], ["target"]]
     assert policies(ask_to_compare(models, CODE)) == ["target", "draft", "speculative"]
     assert policies(ask_to_compare(served, CODE)) == ["target", "draft"]
@@ -318,7 +318,7 @@ def test_an_added_policy_is_decided_with_the_costs_of_the_run(tmp_path: Path) ->
     asked = ask_to_compare(Options(router=router, policy="arbitrage"), MATH)
     more = ask_to_compare(Options(router=router, policy="arbitrage@30%,arbitrage@fast"), MATH)
     began = decided(asked, FAST_READER)
-    added = decide(more, gather(more, measured(SLOW_VERIFIER)), began)
+    added = extend(began, more, gather(more, measured(SLOW_VERIFIER)))
     assert added.routes == [*began.routes, *(one for one in decided(more, FAST_READER).routes if one.route != began.route)]
     assert (added.models, added.settings) == (began.models, began.settings)
 

@@ -6,18 +6,19 @@ from pathlib import Path
 import fake_hub
 import pytest
 from commands import MATH, SCRIPTED, Shown, bench, refused, solve, typed
-from faults import write_problems
+from faults import run_json, write_problems
 from made_up_tuning import make_tuned
 
-from arbitrage_cli.app.advise import advice_problems, advise, ask_for_advice
+from arbitrage_cli.app.ask_advice import advise_pair
+from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.gather import fetch_and_gather, measure_costs
+from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
-from arbitrage_cli.app.request import ask, ask_to_compare, choose_models
+from arbitrage_cli.app.request import ask, ask_to_compare
 from arbitrage_cli.costs.store import Tuned, keep_tuned, loading_of, machine_here, tuned_file
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.model_files.checksums import sha256_of
-from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import ByRole
 
@@ -93,19 +94,20 @@ def test_costs_that_are_asked_for_need_model_files_and_a_place(
 def test_models_of_the_hub_are_treated_the_same_before_and_after_their_download(
     quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They have one router and one folder for their advice, although this router was trained on the downloaded files."""
+    """They have one folder for their advice, and the router that was trained on the downloaded files."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
     monkeypatch.chdir(quick_path)
-    advice, routers = AdviceOptions(minutes=0.06), list[str | None]()
+    monkeypatch.setattr(BenchRun, "measure", lambda run, *given: run.folder.save_run(run.run))
+    advice, routers = AdviceOptions(), list[str | None]()
     with fake_hub.running() as served:
         served.repos |= {HUB[role]: {"m-Q4_K_M.gguf": (models_folder() / f"{role}.gguf").read_bytes()} for role in BOTH}
         fake_hub.use(served, monkeypatch, quick_path)
         for _ in range(2):
-            request = ask_for_advice(typed(**HUB), MATH, advice)
-            routers.append(request.named.router_source)
-            advise(request, advice_problems(advice, seed=0, offline=False), advice, Shown())
-    assert routers == [UNIVERSAL_ROUTER] * 2
-    assert len([*Path("runs").iterdir()]) == 1
+            advise_pair(typed(**HUB), advice, Shown())
+            (folder,) = Path("runs").iterdir()
+            router = run_json(folder)["decided"]["router"]
+            routers.append(router and router["name"])
+    assert routers == ["builtin"] * 2
 
 
 def test_models_that_are_too_large_are_refused_before_they_are_loaded(

@@ -12,8 +12,8 @@ from commands import MATH, refused
 
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.model_info import describe_model, describe_models, describe_router, names_to_fetch
+from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import choose_models
 from arbitrage_cli.model_files.checksums import identify, known_sha256
 from arbitrage_cli.model_files.hub import HubName
 

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MATH, bench, refused, solve
+from commands import MATH, advised, asked_to_bench, bench, refused, solve, typed
 from fake_server import HashServer, on_loopback
 from faults import rows_of, write_problems
 from made_up_tuning import pretend, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
 
-from arbitrage_cli.app import session as sessions
-from arbitrage_cli.app.decide import decide
-from arbitrage_cli.app.gather import advised_pair, gather
+from arbitrage_cli.app import plan as plans
+from arbitrage_cli.app import resume
+from arbitrage_cli.app.decide import RequestFacts, decide
+from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Request, ask, ask_to_compare
-from arbitrage_cli.app.resume import begun_options
+from arbitrage_cli.app.request import Begun, Request, ask, ask_to_compare
 from arbitrage_cli.app.solve import begun_file
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -83,8 +83,8 @@ class Command:
         return begun_run(self.path, BENCH) if self.compares else begun_file(self.path)
 
     def request(self, typed: Options) -> Request:
-        options = begun_options(typed, self.run)
-        return ask_to_compare(options, MATH) if self.compares else ask(options, MATH)
+        began = Begun(run, self.path) if (run := self.run) else None
+        return ask_to_compare(typed, MATH, None, began) if self.compares else ask(typed, MATH, began)
 
     def __call__(self, typed: Options) -> list[dict[str, Any]]:
         """Run the command, and return the rows that are stored afterwards."""
@@ -141,7 +141,7 @@ def apply(change: str, home: Path, typed: Options, command: Command) -> Options:
         case "costs":
             keep_costs(unit_costs(1.0, 8.0, 32.0, prefill=0.01))
         case "advice":
-            pair = advised_pair(command.request(typed))
+            pair = advised(command.request(typed))
             keep_advice(tuned_file(), StoredAdvice(pair, "draft", "2026-11-29T12:00:00+00:00"))
         case "concurrency":
             return replace(typed, concurrency=5, explicit=typed.explicit | {"concurrency"})
@@ -185,14 +185,48 @@ def test_presets_that_meet_are_one_row_with_a_note(home: Path) -> None:
 def test_a_command_decides_once(quick_path: Path, monkeypatch: pytest.MonkeyPatch, compares: bool) -> None:
     counted = list[Request]()
 
-    def counting(request: Request, *given: Any) -> Setup:
+    def counting(request: Request, facts: RequestFacts) -> Setup:
         counted.append(request)
-        return decide(request, *given)
+        return decide(request, facts)
 
-    monkeypatch.setattr(sessions, "decide", counting)
+    monkeypatch.setattr(plans, "decide", counting)
     command, typed = Command(quick_path, compares), Options(draft="scripted:draft", target="scripted:target")
     write_problems(quick_path / "problems.jsonl", QUESTIONS)
     for _ in range(2):
         command(typed)
         assert len(counted) == 1
         command.stop_after(2)
+
+
+# --- each option is restored
+
+RESTORED: dict[str, Any] = {
+    "seed": 7, "limit": "2", "samples": 2, "max_step_tokens": 16, "task": "choice", "temperature": 0.8, "top_p": 0.9,
+    "max_tokens": 24, "ctx": 512, "system": "Add.",
+}  # fmt: skip
+OF_BENCH = ("limit", "samples")
+
+
+def planned(folder: Path, **values: Any) -> Any:
+    """What a benchmark would do: its problems, samples and plan."""
+    own = {name: values.pop(name) for name in OF_BENCH if name in values}
+    asked, _ = asked_to_bench(folder, typed(draft="builtin:draft", policy="draft", **values), **own)
+    plan = plans.plan_without_models(replace(asked.request, advises=True))
+    problems = [item.problem.id for item in asked.selected.items]
+    return problems, asked.samples, plan.concurrency, plan.task.name, plan.advised, plan.solve_command("draft", None)
+
+
+@pytest.mark.parametrize("option", RESTORED)
+def test_each_option_of_a_run_is_restored(quick_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """The problems, the settings and the advice on them are those of the run. Without this option, they are not."""
+    write_problems(quick_path / "problems.jsonl", QUESTIONS)
+    given = {"temperature": 0.5, "limit": "3"} | {option: RESTORED[option]}
+    own: dict[str, Any] = {name: value for name, value in given.items() if name in OF_BENCH}
+    shared = {name: value for name, value in given.items() if name not in OF_BENCH}
+    bench(quick_path, typed(draft="builtin:draft", policy="draft", **shared), **own)
+    begun = planned(quick_path, **given)
+    assert planned(quick_path) == begun
+
+    kept = resume._kept
+    monkeypatch.setattr(resume, "_kept", lambda group: [name for name in kept(group) if name != option])
+    assert planned(quick_path) != begun

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from cli import Result, assert_refused, run
+from commands import advised
 from made_up_tuning import keep_built_in, make_tuned
 
-from arbitrage_cli.app.gather import advised_pair
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import ask
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, keep_tuned, read_cache, tuned_file
@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     keep_tuned(tuned_file(), [make_tuned(sha256="a" * 64)])
     served = Options(draft="builtin:draft", target="http://127.0.0.1:9/v1#large")
     for options, route in ((Options(), "arbitrage@careful"), (served, "draft")):
-        keep_advice(tuned_file(), StoredAdvice(advised_pair(ask(options, MATH)), route, CREATED))
+        keep_advice(tuned_file(), StoredAdvice(advised(ask(options, MATH)), route, CREATED))
     return tmp_path
 
 

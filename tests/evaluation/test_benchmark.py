@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from made_up_tuning import unit_costs
 from scripted_models import open_scripted
 
-from arbitrage_cli.app.bench import plan, row_of
+from arbitrage_cli.app.bench import plan_attempts, row_of
 from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Stopwatch, missing
-from arbitrage_cli.app.open_models import LocalModel, Model, WriterOptions, Writers
+from arbitrage_cli.app.models import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
 from arbitrage_cli.arbitrage import Flow, by_token_stats
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
@@ -172,17 +172,17 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine])
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 3))
 def test_plan_has_everything_once_problem_by_problem(num_items: int, num_columns: int, samples: int) -> None:
     items, columns = [item(number) for number in range(num_items)], ALL[:num_columns]
-    attempts = plan(items, columns, samples)
+    attempts = plan_attempts(items, columns, samples)
     assert len({attempt.key for attempt in attempts}) == len(attempts) == num_items * num_columns * samples
     assert [attempt.item for attempt in attempts] == sorted(
         [attempt.item for attempt in attempts], key=lambda one: items.index(one)
     )
-    assert plan(items, columns, samples) == attempts
+    assert plan_attempts(items, columns, samples) == attempts
 
 
 def test_a_policy_follows_each_other_policy_about_as_often() -> None:
     """A policy after a slow one may find other data in the processor's caches."""
-    order = [attempt.route for attempt in plan([item(number) for number in range(400)], ALL, 1)]
+    order = [attempt.route for attempt in plan_attempts([item(number) for number in range(400)], ALL, 1)]
     follows = Counter(itertools.pairwise(order))
     for route in ALL:
         before = [follows[other, route] for other in ALL if other != route]
@@ -194,7 +194,7 @@ def test_a_policy_follows_each_other_policy_about_as_often() -> None:
 
 @given(st.integers(0, 40), st.integers(1, 3), st.integers(2, 3))
 def test_blocks_of_several_problems_are_large(num_items: int, num_columns: int, concurrency: int) -> None:
-    attempts = plan([item(number) for number in range(num_items)], ALL[:num_columns], 1, concurrency)
+    attempts = plan_attempts([item(number) for number in range(num_items)], ALL[:num_columns], 1, concurrency)
     assert len({attempt.key for attempt in attempts}) == len(attempts) == num_items * num_columns
     blocks = [list(block) for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.route))]
     assert all(4 * concurrency <= len(block) < 8 * concurrency for block in blocks) or len(blocks) == num_columns
@@ -209,7 +209,7 @@ def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
         raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")
 
     bench = scripted_bench(grade=failing)
-    attempts = plan([item(0, "37 * 12 - 95", "349")], (TARGET,), 1)
+    attempts = plan_attempts([item(0, "37 * 12 - 95", "349")], (TARGET,), 1)
     (row,) = rows(bench, attempts)
     assert (row["status"], row["grade"]) == ("error", None)
     assert "cannot be graded" in row["error"]
@@ -228,7 +228,7 @@ def test_what_ends_a_run(monkeypatch: pytest.MonkeyPatch, error: Exception, row:
     monkeypatch.setattr(Engine, "tick", fail)
     kept = Kept()
     with pytest.raises(type(error)):
-        made(scripted_bench(), plan([item(0), item(1)], (TARGET,), 1), kept)
+        made(scripted_bench(), plan_attempts([item(0), item(1)], (TARGET,), 1), kept)
     assert [(one["id"], one["status"], one["error"]) for one in kept.rows] == ([row] if row else [])
     assert sum(isinstance(one, AttemptStarted) for one in kept.events) == 1
 
@@ -236,9 +236,9 @@ def test_what_ends_a_run(monkeypatch: pytest.MonkeyPatch, error: Exception, row:
 def test_samples_have_seeds_of_their_own() -> None:
     sampler = Sampler(temperature=0.8, seed=5)
     bench = hash_bench(sampler)
-    both = {row["sample"]: row for row in rows(bench, plan([item()], (RANDOM,), 2))}
+    both = {row["sample"]: row for row in rows(bench, plan_attempts([item()], (RANDOM,), 2))}
     assert len(bench.engines._made) == len(RANDOM.policy.models)  # shared by the samples
-    (later,) = rows(hash_bench(Sampler(temperature=0.8, seed=6)), plan([item()], (RANDOM,), 1))
+    (later,) = rows(hash_bench(Sampler(temperature=0.8, seed=6)), plan_attempts([item()], (RANDOM,), 1))
     assert both[1]["steps"] != both[0]["steps"]
     assert results([both[1] | {"sample": 0}]) == results([later])
 
@@ -314,7 +314,7 @@ def test_time_is_accounted_for_to_the_last_second(monkeypatch: pytest.MonkeyPatc
     policy = replace(POLICIES["random"], make_scorer=lambda seed: by_token_stats(slow_router))
     routes = [TARGET, DRAFT, Route(POLICIES["speculative"]), Route(policy, 0.5)]
     slow_down(monkeypatch, clock, Engine)
-    found = [Result.of(made_up_runs.parsed(row)) for row in rows(bench, plan([item(0), item(1)], routes, 1))]
+    found = [Result.of(made_up_runs.parsed(row)) for row in rows(bench, plan_attempts([item(0), item(1)], routes, 1))]
     assert len(found) == 8
     for result in found:
         parts = result.tally.seconds, result.router_seconds, result.program_seconds
@@ -327,7 +327,7 @@ def test_time_is_accounted_for_to_the_last_second(monkeypatch: pytest.MonkeyPatc
 def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
-    attempts = plan([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)
+    attempts = plan_attempts([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)
     kept = made(scripted_bench(clock=clock), [replace(attempt, seconds=50.0) for attempt in attempts])
     kinds = [type(one) for one in kept.events]
     assert kinds[kinds.index(Attempt) + 1] is AttemptStarted  # nothing more is done for it

@@ -20,7 +20,7 @@ def report(step: dict[str, Any], prompt_tokens: int) -> None:
 def test_a_policy_with_unreported_prompt_tokens_has_no_price() -> None:
     """A single model reports the prompt of a response once, routed steps report each prompt."""
     made = make_run(10, columns=(("target", None), ("draft", None), ("entropy", -1.0)))
-    made.run["decided"]["models"]["target"]["served"] = {"name": "toy"}
+    made.run["decided"]["models"]["target"]["served"] = {"facts": {"model": "toy"}}
     of_target, _, of_entropy = made.rows[:3]
     assert min(len(row["steps"]) for row in made.rows) > 1
 

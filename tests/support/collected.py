@@ -94,7 +94,7 @@ def write_run(
     names: dict[str, TrainedModel] = changes.get("models", {"draft": DRAFT, "target": TARGET})
     run["decided"] |= {
         "models": {
-            role: {"source": f"{role}.gguf", "sha256": one.sha256, "costs": changes.get("costs", COSTS).get(role)}
+            role: {"name": f"{role}.gguf", "sha256": one.sha256, "costs": changes.get("costs", COSTS).get(role)}
             for role, one in names.items()
         },
         "settings": settings(Sampler(seed=zlib.crc32(folder.name.encode())), step_min_chars=BLANK_LINE.min_chars)

@@ -2,20 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arbitrage_cli.app.bench import BenchRun, run_bench
+from arbitrage_cli.app.gather import advised_pair, router_of_request
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, InputOptions, Options, ProblemOptions
-from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display, LogDisplay
-from arbitrage_cli.app.request import Request, ask, ask_to_collect, ask_to_compare
-from arbitrage_cli.app.resume import ask_for_run, begun_options
-from arbitrage_cli.app.session import open_session
-from arbitrage_cli.app.solve import Solutions, begun_file, solve_problems
+from arbitrage_cli.app.request import AskedRun, Begun, Request, ask, ask_for_run, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.solve import Solutions, ViewOptions, begun_file, solve_problems
+from arbitrage_cli.app.start import open_session, session_of
 from arbitrage_cli.app.training import Collection
+from arbitrage_cli.costs.store import AdvisedPair
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.runs.folder import RunFolder
@@ -62,17 +63,25 @@ def decided(options: Options) -> Setup:
         return session.decided
 
 
+def advised(request: Request) -> AdvisedPair:
+    """The conditions of an advice on the models of a request."""
+    return advised_pair(request, router_of_request(request))
+
+
 def asked_to_bench(
     folder: Path, options: Options, limit: str | None = None, ids: str | None = None, **chosen: Any
-) -> tuple[Request, Selection, Path, BenchOptions]:
+) -> tuple[AskedRun, BenchOptions]:
     """What `bench` is asked for: to compare policies on problems.jsonl of a folder, with a run in `run`."""
     problems = ProblemOptions(dataset=str(folder / "problems.jsonl"), limit=limit, ids=ids)
     given = BenchOptions(**{"output_folder": folder / "run"} | chosen)
-    return *ask_for_run(ask_to_compare, options, problems, given, BENCH), given
+    also = {"dataset", *(["limit"] if limit else []), *(["ids"] if ids else []), *chosen}
+    options = replace(options, explicit=options.explicit | also)
+    return ask_for_run(ask_to_compare, options, problems, given, BENCH), given
 
 
 def bench(folder: Path, options: Options, *, display: Display | None = None, **chosen: Any) -> BenchRun:
-    return run_bench(*asked_to_bench(folder, options, **chosen), display or Shown())
+    asked, given = asked_to_bench(folder, options, **chosen)
+    return run_bench(session_of(asked.request), asked.selected, asked.path, given, asked.samples, display or Shown())
 
 
 def solve(
@@ -85,20 +94,31 @@ def solve(
 ) -> Solutions:
     """Solve these problems, or those of problems.jsonl of a folder."""
     path = folder / output if output else None
-    request = ask(begun_options(options, begun_file(path)) if path else options, MATH)
+    earlier = begun_file(path) if path else None
+    request = ask(options, MATH, Begun(earlier, path) if path and earlier else None)
     source = InputOptions(**({} if arguments else {"input_file": str(folder / "problems.jsonl")}) | given)
-    return solve_problems(request, arguments, source, path, display or Shown(), json.dumps, {})
+    return solve_problems(
+        session_of(request),
+        MATH.forms,
+        request.concurrency,
+        arguments,
+        source,
+        path,
+        display or Shown(),
+        json.dumps,
+        ViewOptions(),
+    )
 
 
 def collect(folder: Path, options: Options, *, display: Display | None = None, **chosen: Any) -> Collection:
     """Collect states of the problems of a file, with rewards by rollouts. The run is in its folder `run`."""
     given = CollectOptions("rollout", folder / "run", **chosen)
     problems = ProblemOptions(dataset=str(folder / "problems.jsonl"))
-    request, selected, path = ask_for_run(ask_to_collect, options, problems, given, COLLECT)
+    asked = ask_for_run(ask_to_collect, options, problems, given, COLLECT)
     with (
-        RunFolder(path, kind=COLLECT) as opened,
-        open_session(request, display or Shown(), opened.earlier, most=len(selected.items)) as session,
+        RunFolder(asked.path, kind=COLLECT) as opened,
+        open_session(asked.request, display or Shown(), most=len(asked.selected.items)) as session,
     ):
-        collection = Collection(session, selected, opened)
+        collection = Collection(session, asked.selected, opened)
         collection.collect()
     return collection

@@ -82,15 +82,15 @@ def run_of(rows: list[dict[str, Any]], columns: Iterable[Column] | None = None, 
 def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, samples: int = 1) -> dict[str, Any]:
     """run.json of a made-up run of these problems, each with its level."""
     return {
-        "schema": 2,
+        "schema": 3,
         "kind": "bench",
         "tool": "0.0.0",
         "created": "2026-11-25T10:00:00Z",
-        "asked": {"command": ["arbitrage", "bench", "--dataset", "made-up"], "options": {}},
+        "asked": {"command": ["arbitrage", "bench", "--dataset", "made-up"], "options": {}, "typed": []},
         "decided": {
             "models": {
                 role: {
-                    "source": f"{name}.gguf",
+                    "name": f"{name}.gguf",
                     "sha256": "1" * 64,
                     "threads": 2,
                     "costs": asdict(UnitCosts((token,) * 5, read)) | {"batches": [token] * 5},

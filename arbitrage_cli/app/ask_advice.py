@@ -1,0 +1,85 @@
+"""Takes `arbitrage advise` from its options to its advice: the problems, the run folder, the request and the comparison."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from arbitrage_cli.app.advise import Advice, advise
+from arbitrage_cli.app.gather import advised_pair, fetch, router_of_request
+from arbitrage_cli.app.naming import names_of
+from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
+from arbitrage_cli.app.problem_source import Selection, default_folder, permitted, sample_of, select_problems
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.request import Begun, Request, ask_to_compare, fetching
+from arbitrage_cli.app.resume import restored, restored_options
+from arbitrage_cli.app.start import session_of
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.model_files.pairs import PairEntry
+from arbitrage_cli.problems.tasks import Task, find_task
+from arbitrage_cli.runs.folder import ADVISE, begun_run
+from arbitrage_cli.runs.records import BENCH
+from arbitrage_cli.types import Fields
+
+MOST_PROBLEMS = 40
+USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
+
+
+def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tuple[Advice, PairEntry | None]:
+    """Return advice, and the pair that it is about, if it has a name. If the folder has a run, it is continued.
+
+    Raises UsageError if an option is invalid, and the same errors as `advise`.
+    """
+    ends = _end(advice.minutes)
+    path = advice.output_folder
+    if path is None:
+        request, selected = _ask(options, advice, None)
+        fetch(request.models_for(request.asked), display, offline=options.offline)  # the folder is named after the files
+        path = _default_path(request, selected)
+    earlier = None if advice.fresh else begun_run(path, BENCH)
+    began = Begun(earlier, path, fetching(options, display)) if earlier else None
+    request, selected = _ask(options, advice, began)
+    if selected.dataset.name == "builtin" and not advice.dataset:
+        display.tell("using built-in problems; to use your own, add --dataset FILE, with one question per line")
+    return advise(session_of(request), selected, path, advice, display, ends), request.named.pair
+
+
+def advise_on(
+    questions: Iterable[str | Fields], options: Options, task: Task, *, minutes: float, display: Display
+) -> Advice:
+    """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
+    selected = sample_of(questions, MOST_PROBLEMS, options.seed)
+    request = ask_to_compare(options, task, advises=True)
+    with TemporaryDirectory() as folder:
+        path, advice = Path(folder, "run"), AdviceOptions(minutes=minutes)
+        return advise(session_of(request), selected, path, advice, display, _end(minutes), is_repeatable=False)
+
+
+def _ask(options: Options, advice: AdviceOptions, began: Begun | None) -> tuple[Request, Selection]:
+    """Return the request and the problems. Raises the same errors as `ask_to_compare`."""
+    run = began.run if began else None
+    kept, found = restored(advice, options.explicit, run), restored_options(options, run)
+    problems = ProblemOptions(dataset=kept.dataset or "builtin", mapping=kept.mapping, limit=str(MOST_PROBLEMS))
+    offline = options.offline or kept.dataset != advice.dataset  # a run chooses no download
+    selected = select_problems(problems, seed=found.seed, offline=offline, needs_answers=False)
+    task = permitted(find_task(found.task or selected.dataset.task), advice.run_code)
+    request = ask_to_compare(options, task, None, began, advises=True, others=(kept,))
+    if advice.save and not request.named.pair:
+        hint = "add these two models to pairs.toml, then use --pair NAME"
+        raise UsageError("can only be used with a named pair", hint, option="save")
+    return request, selected
+
+
+def _default_path(request: Request, selected: Selection) -> Path:
+    """Return the default run folder. Other models, settings or problems have another folder."""
+    pair = advised_pair(request, router_of_request(request))
+    content = json.dumps([asdict(pair), selected.dataset.sha256])
+    path = default_folder(selected.dataset.name, names_of(request.options), prefix=ADVISE)
+    return path.with_name(f"{path.name}--{hashlib.sha256(content.encode()).hexdigest()[:8]}")
+
+
+def _end(minutes: float) -> float:
+    return time.monotonic() + USABLE * 60 * minutes

@@ -1,0 +1,83 @@
+"""What policies need and use: models, rewards, both models on this machine, options."""
+
+from collections.abc import Iterable, Sequence
+
+from arbitrage_cli.app.naming import Sources
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.model_files.pairs import is_served
+from arbitrage_cli.problems.tasks import Task
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.types import ModelRole
+
+
+def needed_roles(policies: Iterable[Policy], reward: str | None) -> set[ModelRole]:
+    """Return the roles of the models that the policies use if they have them."""
+    return {role for policy in policies for role in (*policy.models, *(("prm",) if needs_prm(policy, reward) else ()))}
+
+
+def needed_models(policies: Iterable[Policy], sources: Sources, reward: str | None) -> dict[ModelRole, str]:
+    """Return the models that the policies need. Raises UsageError if such a model was not named."""
+    needed: dict[ModelRole, str] = {}
+    for policy in policies:
+        for role in (*policy.models, *(("prm",) if needs_prm(policy, reward) else ())):
+            if role in sources:
+                needed[role] = sources[role]
+            elif role != "check":  # without a checker, the draft checks itself
+                raise _missing_model(policy, role)
+    return {role: needed[role] for role in sources if role in needed}
+
+
+def needs_prm(policy: Policy, reward: str | None) -> bool:
+    return policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
+
+
+def refuse_on_servers(policies: Iterable[Policy], served: Iterable[ModelRole]) -> None:
+    """Raise UsageError if one of the models is on a server, and a policy needs both on this machine."""
+    first = next(iter(served), None)
+    for policy in policies:
+        if policy.needs_local_models and first:
+            raise UsageError(
+                f"policy {policy.name} needs both models on this machine, but the {first} is on a server",
+                "use --policy target, and enable speculation on the server (vLLM: --speculative-config; llama-server: "
+                "--spec-type)",
+                option="policy",
+            )
+
+
+def served_roles(sources: Sources) -> list[ModelRole]:
+    return [role for role, source in sources.items() if is_served(source)]
+
+
+def refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: Task, reward: str | None = None) -> None:
+    """Raise UsageError if the task has no answers that a policy could compare, or if an explicit option has no effect."""
+    for policy in policies:
+        if policy.compares_answers and not task.has_answers:
+            message = f"policy {policy.name} compares final answers, and solutions of task {task.name} have none"
+            raise UsageError(message, "use another --policy, or another --task", option="policy")
+    uses = {
+        "tau": any(policy.has_tau for policy in policies),
+        "router": any(policy.needs_router for policy in policies),
+        "early_stop": any(policy.can_stop_early for policy in policies),
+        "prm": any(needs_prm(policy, reward) for policy in policies),
+        "check": any("check" in policy.models for policy in policies),
+        "reward": any(policy.reward == "any" for policy in policies),
+    }
+    names = list(dict.fromkeys(policy.name for policy in policies))
+    subject = f"policy {names[0]} does" if len(names) == 1 else f"policies {', '.join(names)} do"
+    for name in (name for name, is_used in uses.items() if not is_used):
+        refuse(explicit, name, f"{subject} not use it", "omit it, or choose another --policy")
+
+
+def refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "leave it out") -> None:
+    """Raise UsageError if this option was set explicitly. In a settings file, it may be meant for other commands."""
+    if name in explicit:
+        raise UsageError(reason, hint, option=name)
+
+
+def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
+    if role == "prm":
+        rollouts = "; bench and collect also support --reward rollout" if policy.reward == "any" else ""
+        hint = f"use --prm MODEL, or a --pair with a process reward model (builtin, llama3){rollouts}"
+        return UsageError(f"policy {policy.name} needs a process reward model", hint)
+    hint = f"use --{role} MODEL.gguf or --pair NAME (see arbitrage models list)"
+    return UsageError(f"policy {policy.name} needs a {role} model", hint)

@@ -1,0 +1,186 @@
+"""What a command does now: what is decided, the routes that it runs, and where its models lie on this machine today.
+
+A plan is made of a request, and nothing after it sees the request.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from arbitrage_cli.app.decide import RequestFacts, available_router, decide, extend
+from arbitrage_cli.app.gather import OpenServed, advised_pair, fetch_and_gather, gather, router_of_request
+from arbitrage_cli.app.naming import NamedRouter, places_of
+from arbitrage_cli.app.needs import needed_roles
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.request import Request, Use
+from arbitrage_cli.app.resume import GROWING, added_policies, asked_of, find_route
+from arbitrage_cli.costs.store import AdvisedPair, find_measurements, threads_without_costs
+from arbitrage_cli.inference.chat_template import PromptStyle
+from arbitrage_cli.model_files.pairs import hub_name, local_files
+from arbitrage_cli.problems.tasks import Task
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route
+from arbitrage_cli.runs.run import Asked, Run, Setup
+from arbitrage_cli.types import ByRole, ModelRole, frozen
+
+
+@frozen
+class Plan:
+    """What a command does now.
+
+    `setup` is what was decided, now or when the run `began`, and `routes` are those that this command runs. `sources` tells
+    where the models to load lie today; `named` also has those that are not loaded. `threads` and `concurrency` are those of
+    this command. `usual` is the policy that was asked for, or the default one, with its tau as text. `notes` are new.
+    `asked` and `places` are for run.json, and `command` is the command line. `advised` tells for which pair and settings an advice is valid, and `solve_options`
+    are the words of a command that solves a problem with them.
+    """
+
+    setup: Setup
+    routes: Sequence[Route]
+    task: Task
+    use: Use
+    sources: ByRole[str]
+    named: ByRole[str]
+    router: AvailableRouter
+    threads: ByRole[int]
+    concurrency: int
+    usual: ParsedRoute
+    notes: Sequence[str]
+    asked: Asked
+    places: Mapping[str, str]
+    command: Sequence[str]
+    began: Run | None
+    advised: AdvisedPair | None
+    solve_options: Sequence[str]
+    router_options: Sequence[str]
+
+    @property
+    def style(self) -> PromptStyle:
+        return PromptStyle(self.setup.settings.system, self.task.step_end)
+
+    @property
+    def missing_roles(self) -> set[ModelRole]:
+        """The models that are not on this machine yet."""
+        return {role for role, source in self.sources.items() if hub_name(source) and not local_files(source)}
+
+    def solve_command(self, route: str, of_data: str | None) -> str:
+        """Return the command line that solves a problem with a route. `of_data` is the task that the data set names."""
+        policy, _, tau = route.partition("@")
+        words = ["arbitrage", "solve", *self.solve_options]
+        if POLICIES[policy].needs_router:
+            words += self.router_options
+        if of_data and "task" not in self.asked.options:
+            words += ["--task", of_data]
+        return shlex.join([*words, "--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"])
+
+
+FactsOf = Callable[[Request], RequestFacts]
+
+
+def make_plan(request: Request, display: Display, open_served: OpenServed, limit: float | None = None) -> Plan:
+    """Return the plan for a request, after missing files are downloaded and missing costs are measured.
+
+    Costs are measured in at most `limit` seconds. Raises the same errors as `fetch_and_gather`, `decide` and `extend`.
+    """
+    return _plan(request, lambda asked: fetch_and_gather(asked, display, open_served, limit))
+
+
+def plan_without_models(request: Request) -> Plan:
+    """Return the plan as far as it is known. Nothing is downloaded or measured, and no server is asked."""
+    return _plan(request, gather)
+
+
+def _plan(request: Request, facts_of: FactsOf) -> Plan:
+    began = request.began.run if request.began else None
+    if began:
+        router = router_of_request(request)
+        setup, notes = _continued(request, began, router, facts_of)
+    else:
+        facts = facts_of(request)
+        router, setup = facts.router, decide(request, facts)
+        notes = setup.notes
+    available = available_router(request, router, setup.unit_costs, setup.price)
+    routes = _routes_now(request, setup, available)
+    roles = needed_roles([route.policy for route in routes], setup.settings.reward) if began else setup.models.keys()
+    sources = {role: source for role, source in request.named.sources.items() if role in roles and role in setup.models}
+    return Plan(
+        setup=setup,
+        routes=routes,
+        task=request.task,
+        use=request.use,
+        sources=sources,
+        named=request.named.sources,
+        router=available,
+        threads=_threads(request, setup, sources),
+        concurrency=setup.concurrency if request.compares else request.concurrency,
+        usual=request.policies[0],
+        notes=notes,
+        asked=_asked(request),
+        places=places_of(request.named.sources, router if setup.router else None),
+        command=request.options.command,
+        began=began,
+        advised=advised_pair(request, router) if request.advises else None,
+        solve_options=_solve_options(request),
+        router_options=_router_options(request),
+    )
+
+
+def _continued(request: Request, began: Run, router: NamedRouter | None, facts_of: FactsOf) -> tuple[Setup, Sequence[str]]:
+    """Return what was decided when a run began, with the policies that the request adds, and the notes about these."""
+    setup = began.decided
+    available = available_router(request, router, setup.unit_costs, setup.price)
+    added = added_policies(request.policies, request.typed, began, available, compares=request.compares)
+    if not added:
+        return setup, ()
+    adding = replace(request, policies=added)
+    setup = extend(setup, adding, facts_of(adding))
+    return setup, setup.notes
+
+
+def _routes_now(request: Request, setup: Setup, router: AvailableRouter) -> list[Route]:
+    """Return the routes that a command runs: those that were typed, or all that are decided."""
+    routes = [one.route for one in setup.routes]
+    if not request.began or not request.compares or "policy" not in request.typed:
+        return routes
+    typed = (find_route(parsed, routes, router) for parsed in request.policies)
+    return list(dict.fromkeys(route for route in typed if route))
+
+
+def _threads(request: Request, setup: Setup, sources: ByRole[str]) -> dict[ModelRole, int]:
+    """Return the threads of the models on this machine, which may be another one than when the run began."""
+    if not request.began:
+        return {role: threads for role in sources if (threads := setup.models[role].threads)}
+    here = {role: source for role, source in sources.items() if setup.models[role].threads}
+    measured = find_measurements(here, request.named.load)
+    return {
+        role: measured[role].threads if role in measured else threads_without_costs(source, request.named.load)
+        for role, source in here.items()
+    }
+
+
+def _asked(request: Request) -> Asked:
+    """Return what was asked when the run began, with the problems and samples that are added now."""
+    asked = asked_of(request.options.command, request.typed, request.options, *request.others)
+    if request.began is None:
+        return asked
+    before = request.began.run.asked
+    kept = {name: value for name, value in before.options.items() if name not in GROWING}
+    grown = {name: asked.options[name] for name in GROWING if name in asked.options}
+    return before.model_copy(update={"options": kept | grown})
+
+
+# --- the words of a command that solves a problem
+
+
+def _solve_options(request: Request) -> list[str]:
+    options, named = request.options, request.named
+    names_models = bool(options.explicit & {"draft", "target", "pair"})
+    typed = replace(options, explicit=options.explicit - {"router", "policy", "tau", "concurrency"})
+    return [*([] if names_models else named.arguments), *typed.arguments]
+
+
+def _router_options(request: Request) -> list[str]:
+    router, was_typed = request.named.router, "router" in request.options.explicit
+    if request.began:
+        was_typed = was_typed or "router" in request.began.run.asked.typed
+    return ["--router", router.source] if router and was_typed else []

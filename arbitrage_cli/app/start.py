@@ -1,0 +1,50 @@
+"""Opens the session of a command: from its request to its plan and its open models. Only this module sees all three."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from functools import partial
+
+from arbitrage_cli.app.open_models import OpenModels, served_models
+from arbitrage_cli.app.plan import Plan, make_plan
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.session import OpenSession, Session
+
+log = logging.getLogger("arbitrage.session")
+
+
+def session_of(request: Request) -> OpenSession:
+    """Return the function that opens the session of a request."""
+    return partial(open_session, request)
+
+
+@contextlib.contextmanager
+def open_session(
+    request: Request,
+    display: Display,
+    *,
+    most: int | None = None,
+    limit: float | None = None,
+    plan: Plan | None = None,
+) -> Iterator[Session]:
+    """Open a session, as `OpenSession` describes it. Raises the same errors as `make_plan` and `OpenModels`."""
+    with contextlib.ExitStack() as stack:
+        open_served = served_models(
+            request.named.served,
+            display,
+            stack,
+            is_serving=request.use == "serve",
+            is_greedy=not request.options.temperature,
+            continues=not request.writes_whole,
+        )
+        plan = plan or make_plan(request, display, open_served, limit)
+        for note in plan.notes:
+            display.tell(note)
+        if plan.setup.tau_costs:
+            log.info("presets are based on the token costs of %s", plan.setup.tau_costs)
+        models = OpenModels(plan, open_served, most)
+        session = stack.enter_context(contextlib.closing(Session(plan, models, display)))
+        yield session
+        if request.use == "run":  # a run, whose results are stored
+            models.check_files()
