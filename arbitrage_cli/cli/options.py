@@ -45,7 +45,9 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
                 "fast, or the share of steps to escalate, such as 30%. For other defaults, see arbitrage guide routing.",
                 "TAU",
             ),
-            "early_stop": Option("Stop poor drafted steps early and escalate them. Default: on if this saves time."),
+            "early_stop": Option(
+                "Stop poor drafted steps early and escalate them. Default: on if this changes no text or saves time."
+            ),
         },
         "Generation": {
             "task": Option(

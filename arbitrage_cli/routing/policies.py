@@ -87,7 +87,12 @@ class Policy:
     @property
     def can_stop_early(self) -> bool:
         """Whether a drafted step can be escalated before its end."""
-        return self.needs_router or (self.make_scorer is not None and self.make_scorer(0).early_stop is not None)
+        return self.needs_router or self.has_growing_score
+
+    @property
+    def has_growing_score(self) -> bool:
+        """Whether the score of a drafted step can only grow, so that the text stays the same if the step is stopped early."""
+        return self.make_scorer is not None and self.make_scorer(0).early_stop is not None
 
 
 WRONG_EQUATION = 100.0  # the score added for a wrong equation; it exceeds any mean negative log-probability

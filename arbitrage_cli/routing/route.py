@@ -121,7 +121,7 @@ class AvailableRouter:
     """A router, its source, and the pair's token costs.
 
     The costs are measured on this machine or, if `is_priced` is true, the pair's prices. If `early_stop` is None, drafted
-    steps are stopped early where this saves time.
+    steps are stopped early where this changes no text or, according to the router's table, saves time.
     """
 
     router: Router | None
@@ -160,11 +160,14 @@ class AvailableRouter:
         return self.costs_of if any(route.tau_name in PRESETS for route in routes) else None
 
     def stops_early(self, route: Route) -> bool:
-        """Return whether a route stops drafted steps early. Without a router's scores, the default preset's steps decide."""
-        if not route.policy.can_stop_early or self.router is None or self.early_stop is not None:
-            return bool(self.early_stop) and route.policy.can_stop_early
-        tau = route.tau if route.policy.needs_router else None
-        return self.table.early_stop_pays(self.table.resolve(DEFAULT_TAU) if tau is None else tau)
+        """Return whether a route stops drafted steps early."""
+        if not route.policy.can_stop_early:
+            return False
+        if self.early_stop is not None:
+            return self.early_stop
+        if route.policy.has_growing_score:
+            return True
+        return route.tau is not None and self.table.early_stop_pays(route.tau)
 
 
 def need_router(router: Router | None) -> Router:

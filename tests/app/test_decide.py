@@ -381,6 +381,16 @@ def test_drafts_are_stopped_early_if_that_takes_less_time() -> None:
         assert single("policy", "tau", "early_stop", models=routed, costs=costs).route.stops_early is stops
 
 
+@pytest.mark.parametrize(
+    ("policy", "stops"), [("entropy", True), ("logprob-min", True), ("random", True), ("logprob", False), ("target", False)]
+)
+@pytest.mark.parametrize("models", [SCRIPTED, {}], ids=["without a router", "with a router"])
+def test_drafts_are_stopped_early_if_that_changes_no_text(policy: str, stops: bool, models: dict[str, Any]) -> None:
+    for asked, expected in ((None, stops), (False, False)):
+        routed = Options(**models, policy=policy, early_stop=asked)
+        assert single("policy", models=routed, costs=FAST_READER).route.stops_early is expected
+
+
 def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.costs.store.default_threads", lambda: 8)
     large = tmp_path / "large.gguf"
