@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import chain
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -170,14 +170,19 @@ def _single_token(backend: Backend, text: str) -> int:
 
 # --- rollouts
 
-Prefix = tuple[bytes, Phase, bool]
-"""All that a continuation depends on: a digest of the text so far, the next phase, and whether thinking reached its budget."""
+
+class Prefix(NamedTuple):
+    """All that a continuation depends on."""
+
+    digest: bytes  # of the text so far
+    phase: Phase  # of the next step
+    is_forced: bool  # whether thinking reached its budget
 
 
 def _prefix(trace: Trace) -> Prefix:
     is_forced = any(decision.kept.stop == "think_budget" for decision in trace.decisions)
     text = f"{trace.thoughts}\0{trace.text}".encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).digest(), trace.phase, is_forced
+    return Prefix(hashlib.sha256(text).digest(), trace.phase, is_forced)
 
 
 class Continuations:

@@ -26,9 +26,6 @@ Fields = Mapping[str, Any]
 
 Note = Callable[[str], None]
 """Shows a line to the user."""
-Bill = tuple[float, float | None] | None
-"""Dollars: spent, and estimated for the target alone, if known. None if the price is unknown."""
-
 ModelRole = Literal["draft", "target", "prm", "check"]
 """The role of a model. `check` is the checker, which solves a problem beside the draft in policy `agree`."""
 ROLES: tuple[ModelRole, ...] = get_args(ModelRole)
@@ -402,6 +399,14 @@ Event = Started | Writing | Rating | Wrote | Checked | Decided | Finished
 
 
 @frozen
+class Bill:
+    """The price of the work on a problem and, if known, the estimated price for the target alone, in dollars."""
+
+    spent: float
+    target_alone: float | None
+
+
+@frozen
 class RequestEnded:
     """Event: a request ended `seconds` after its arrival.
 
@@ -412,7 +417,7 @@ class RequestEnded:
     finished: Finished
     seconds: float
     end: str = ""
-    bill: Bill = None
+    bill: Bill | None = None
 
 
 ServingEvent = Event | RequestEnded

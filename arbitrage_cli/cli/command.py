@@ -5,11 +5,13 @@ An option group is a frozen dataclass. Each field that is described as an option
 
 import functools
 import inspect
+import operator
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -102,7 +104,7 @@ def _parameter(parameter: inspect.Parameter, option: Option | None, hidden: Coll
         return parameter
     parts = [parameter.annotation, *get_args(parameter.annotation)]
     bounds = next((part.__metadata__[0] for part in parts if get_origin(part) is Annotated), None)
-    kind = get_type_hints(type("Plain", (), {"__annotations__": {"kind": parameter.annotation}}))["kind"]
+    kind = _without_bounds(parameter.annotation)
     flag = _flag(parameter.name)
     names = option.names or (f"{flag}/--no{flag[1:]}" if kind == bool | None else flag,)
     setting = names[0].removeprefix("--").partition("/")[0]
@@ -117,6 +119,15 @@ def _parameter(parameter: inspect.Parameter, option: Option | None, hidden: Coll
         max=getattr(bounds, "le", None),
     )
     return parameter.replace(annotation=Annotated[kind, typer_option])
+
+
+def _without_bounds(annotation: Any) -> Any:
+    """Return a type, such as `int | None`, without the bounds of its parts, which Typer takes as arguments of the option."""
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        return functools.reduce(operator.or_, map(_without_bounds, get_args(annotation)))
+    return annotation
 
 
 def _flag(name: str) -> str:

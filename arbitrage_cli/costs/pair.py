@@ -107,10 +107,10 @@ class Price:
 Prices = ByRole[Price]
 
 
-def bill(prices: Prices, finished: Finished) -> Bill:
+def bill(prices: Prices, finished: Finished) -> Bill | None:
     """Return the price of the work on a problem, and the estimated price for the target alone in one request.
 
-    Returns None if a server did not report the tokens of a prompt. The estimate is None if the target works alone.
+    Returns None if a server did not report the tokens of a prompt. There is no estimate if the target works alone.
     """
     trace = finished.trace
     check = trace.check
@@ -123,7 +123,8 @@ def bill(prices: Prices, finished: Finished) -> Bill:
         return None
     whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=trace.num_tokens)
     spent = math.fsum(price.of(sum(costs[role], Cost())) for role, price in prices.items())
-    return spent, prices["target"].of(whole) if (is_routed or check) and finished.prompt_tokens else None
+    is_estimated = (is_routed or check) and finished.prompt_tokens
+    return Bill(spent, prices["target"].of(whole) if is_estimated else None)
 
 
 def parse_prices(text: str) -> Prices:

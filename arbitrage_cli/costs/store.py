@@ -21,11 +21,11 @@ from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
-from arbitrage_cli.system.files import checked, file_lock, make_folder, read_regular, user_folder, write_atomically
+from arbitrage_cli.system.files import file_lock, make_folder, read_regular, user_folder, validated, write_atomically
 from arbitrage_cli.system.machine import CACHED_BYTES, MAX_THREADS, default_threads, logical_processors, processor_name
 from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Note, frozen
 
-SCHEMA = 1
+TUNED_SCHEMA = 1
 ABOUT_AGE = timedelta(hours=1)
 LOCK_SECONDS = 5.0
 """How long to wait for another process that writes the file. A suspended process would never finish."""
@@ -131,7 +131,7 @@ class StoredAdvice:
 class TunedFile:
     """The content of the file. A file with another schema was written by another version."""
 
-    schema: int = SCHEMA
+    schema: int = TUNED_SCHEMA
     tuned: tuple[Tuned, ...] = ()
     advice: tuple[StoredAdvice, ...] = ()
 
@@ -147,7 +147,7 @@ def read_cache(path: Path, note: Note = log.debug) -> TunedFile:
     except (OSError, ValueError, RecursionError) as error:
         note(f"{path} is ignored: {error}")
         return TunedFile()
-    if content["schema"] != SCHEMA:
+    if content["schema"] != TUNED_SCHEMA:
         note(f"{path} is ignored: it was written by another version")
         return TunedFile(content["schema"])
 
@@ -155,13 +155,13 @@ def read_cache(path: Path, note: Note = log.debug) -> TunedFile:
         note(f"an entry of {path} is ignored: {reason}")
 
     tuned = tuple(_valid(Tuned, content.get("tuned"), ignore))
-    return TunedFile(SCHEMA, tuned, tuple(_valid(StoredAdvice, content.get("advice"), ignore)))
+    return TunedFile(TUNED_SCHEMA, tuned, tuple(_valid(StoredAdvice, content.get("advice"), ignore)))
 
 
 def _valid(kind: type[T], entries: Any, note: Note) -> Iterator[T]:
     for entry in entries if isinstance(entries, list) else ():
         try:
-            yield checked(kind, entry)
+            yield validated(kind, entry)
         except ValueError as error:
             note(str(error))
 
@@ -174,7 +174,7 @@ def update_cache(path: Path, change: Callable[[TunedFile], TunedFile]) -> None:
             raise OSError(errno.EINVAL, "not a regular file")
         with file_lock(path.with_name("lock"), LOCK_SECONDS):
             cache = read_cache(path)
-            if cache.schema != SCHEMA:
+            if cache.schema != TUNED_SCHEMA:
                 raise OutputError(f"{path}: written by another version", "use that version, or delete the file")
             content = asdict(change(cache))
             write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
@@ -209,7 +209,7 @@ def forget(path: Path, models: Collection[str]) -> TunedFile:
     def without(cache: TunedFile) -> TunedFile:
         costs = tuple(one for one in cache.tuned if one.sha256 in models)
         advice = tuple(one for one in cache.advice if {one.pair.models.get(role) for role in WRITING} <= {*models, None})
-        removed.append(TunedFile(SCHEMA, costs, advice))
+        removed.append(TunedFile(TUNED_SCHEMA, costs, advice))
         return replace(
             cache,
             tuned=tuple(one for one in cache.tuned if one not in costs),

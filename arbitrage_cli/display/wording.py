@@ -204,10 +204,11 @@ def _speed(cost: Cost) -> str:
     return f" at {speed:.0f}/s" if speed >= FAST else f" at {speed:.1f}/s"
 
 
-def price(bill: Bill) -> str:
-    spent, alone = bill or (None, None)
-    words = "" if spent is None else f"${spent:.5f}"
-    return words if alone is None else f"{words} (the target alone: about ${alone:.5f})"
+def price(bill: Bill | None) -> str:
+    if bill is None:
+        return ""
+    spent = f"${bill.spent:.5f}"
+    return spent if bill.target_alone is None else f"{spent} (the target alone: about ${bill.target_alone:.5f})"
 
 
 def wrong_equations(steps: Sequence[int]) -> str:

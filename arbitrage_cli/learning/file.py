@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from arbitrage_cli.learning.network import Network
 from arbitrage_cli.types import Json
 
-SCHEMA = 1  # format of the files
+FILE_SCHEMA = 1  # format of the files
 MAX_FILE_BYTES = 1 << 26
 
 
@@ -24,7 +24,7 @@ def encode(network: Network, card: str) -> bytes:
     from safetensors.numpy import save  # slow to import
 
     arrays = network.arrays()
-    about = json.dumps({"schema": SCHEMA, "card": card, "sha256": digest_of(card, arrays)}, sort_keys=True)
+    about = json.dumps({"schema": FILE_SCHEMA, "card": card, "sha256": digest_of(card, arrays)}, sort_keys=True)
     return save(arrays, {"arbitrage": about})
 
 
@@ -39,8 +39,8 @@ def decode(data: bytes) -> tuple[dict[str, NDArray[Any]], Json]:
         raise ValueError(f"not a valid safetensors file ({error})") from error
     header = _object(data[8 : 8 + int.from_bytes(data[:8], "little")])
     about = _object(header.get("__metadata__", {}).get("arbitrage", ""))
-    if about.get("schema") != SCHEMA:
-        raise ValueError(f"unknown schema {about.get('schema')!r}; this version of arbitrage supports {SCHEMA}")
+    if about.get("schema") != FILE_SCHEMA:
+        raise ValueError(f"unknown schema {about.get('schema')!r}; this version of arbitrage supports {FILE_SCHEMA}")
     card = about.get("card")
     if not isinstance(card, str) or about.get("sha256") != digest_of(card, arrays):
         raise ValueError("the file was changed after it was written: its sha256 does not match")

@@ -15,8 +15,6 @@ from arbitrage_cli.learning.network import Network
 from arbitrage_cli.numbers.intervals import Mask, Numbers
 from arbitrage_cli.types import frozen
 
-Parameters = tuple[Floats, Floats, Floats, float]  # the weights (d, h) and biases (h,) of the units, and those of the output
-
 INVERSE_PENALTIES = (0.001, 0.03, 1.0)  # C in scikit-learn's logistic regression
 PENALTIES = (30.0, 8.0, 2.0)  # alpha in scikit-learn's networks
 UNITS = 32
@@ -61,8 +59,7 @@ def fit(recipe: Recipe, blank: Network, training: Weighted, validation: Weighted
         output, bias = _fit_line(scaled, recipe.penalty)
         return replace(blank, output=output.astype(np.float32), output_bias=bias)
     unseen = replace(validation, inputs=blank.standardised(validation.inputs))
-    weights, biases, outputs, bias = _fit_units(recipe, scaled, unseen, seed)
-    return replace(blank, output=outputs, output_bias=bias, layer=(weights, biases))
+    return _fit_units(recipe, blank, scaled, unseen, seed)
 
 
 def calibrate(log_odds: Numbers, labels: Mask, weights: Numbers | float = 1.0) -> tuple[float, float]:
@@ -96,7 +93,8 @@ def _fit_line(examples: Weighted, inverse_penalty: float) -> tuple[Numbers, floa
     return model.coef_[0], float(model.intercept_[0])
 
 
-def _fit_units(recipe: Recipe, training: Weighted, validation: Weighted, seed: int) -> Parameters:
+def _fit_units(recipe: Recipe, blank: Network, training: Weighted, validation: Weighted, seed: int) -> Network:
+    """Return the network of the epoch with the least validation loss."""
     model = _sklearn("neural_network").MLPClassifier(
         hidden_layer_sizes=(recipe.units,),
         alpha=recipe.penalty,
@@ -113,12 +111,13 @@ def _fit_units(recipe: Recipe, training: Weighted, validation: Weighted, seed: i
         if not epoch or loss < least:
             least = loss
             waited = 0
-            (weights, output), (biases, output_bias) = model.coefs_, model.intercepts_
-            best = (
-                weights.astype(np.float32),
-                biases.astype(np.float32),
-                output[:, 0].astype(np.float32),
-                float(output_bias[0]),
+            weights, output = model.coefs_
+            biases, output_bias = model.intercepts_
+            best = replace(
+                blank,
+                layer=(weights.astype(np.float32), biases.astype(np.float32)),
+                output=output[:, 0].astype(np.float32),
+                output_bias=float(output_bias[0]),
             )
         if waited >= PATIENCE:
             break

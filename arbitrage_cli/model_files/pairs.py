@@ -20,7 +20,7 @@ from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.hub import HubName, parse_name, parts
 from arbitrage_cli.model_files.stores import find_model_file, model_names, program_of
-from arbitrage_cli.system.files import checked, models_folder, read_text, user_folder
+from arbitrage_cli.system.files import models_folder, read_text, user_folder, validated
 from arbitrage_cli.types import Fields, ModelRole, frozen
 
 BUILT_IN = "builtin:"  # builtin:draft is draft.gguf in the models folder
@@ -264,7 +264,7 @@ def _read(path: Path, pairs: Pairs) -> None:
 def _pair(name: str, table: Any) -> PairEntry:
     if not isinstance(table, dict):
         raise ValueError("this key is not allowed in a pair")
-    pair = checked(PairEntry, {"name": name, **table})
+    pair = validated(PairEntry, {"name": name, **table})
     variables = table.get("chat_template_kwargs", {})
     if reserved := _RESERVED_VARIABLES.intersection(variables):
         raise ValueError(f"chat_template_kwargs: '{min(reserved)}' is reserved for the program")

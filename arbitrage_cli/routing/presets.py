@@ -18,7 +18,7 @@ from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS
 from arbitrage_cli.numbers.intervals import Interval
-from arbitrage_cli.system.files import checked
+from arbitrage_cli.system.files import validated
 from arbitrage_cli.types import Fields, Json, frozen
 
 ALWAYS, NEVER = 0.0, 1.0  # the taus that escalate every step and no step
@@ -185,7 +185,7 @@ class TauTable:
     def from_json(found: Fields) -> "TauTable":
         """Validate a table from a router's card. Raises RouterError if the table is invalid."""
         try:
-            table = checked(TauTable, found)
+            table = validated(TauTable, found)
             taus = [row.tau for row in table.rows]
             if table.early and [row.tau for row in table.early] != taus:
                 raise ValueError("the taus of the rows with and without early stops differ")

@@ -26,7 +26,7 @@ from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, router_file, shipped_routers
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.system.files import checked, read_regular, write_atomically
+from arbitrage_cli.system.files import read_regular, validated, write_atomically
 from arbitrage_cli.types import WRITING, Attribution, ByRole, Fields, Json, Step, Trace, frozen
 
 LOOK_EVERY = 2  # tokens between two scores of an unfinished step
@@ -115,7 +115,7 @@ class RouterCard:
     @property
     def step_end(self) -> StepEnd:
         """The rule that ended steps in the training states."""
-        return checked(StepEnd, self.data.get("step_end"))
+        return validated(StepEnd, self.data.get("step_end"))
 
     def to_json(self) -> Json:
         return asdict(self, dict_factory=_known)
@@ -266,6 +266,6 @@ def _read(path: Path) -> bytes:
 
 def _decode(data: bytes) -> Router:
     arrays, found = decode(data)
-    card = checked(RouterCard, found)
-    checked(StepEnd, card.data.get("step_end"))
+    card = validated(RouterCard, found)
+    validated(StepEnd, card.data.get("step_end"))
     return Router(network_of(arrays, len(card.features)), card)

@@ -67,7 +67,7 @@ class RunInfo:
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
     is_known: Callable[[str], bool] = lambda question: True  # false if the built-in models do not know such questions
     explain: Explain | None = None
-    bill: Callable[[Finished], Bill] = lambda finished: None
+    bill: Callable[[Finished], Bill | None] = lambda finished: None
 
 
 def tau_in_json(tau: float | None) -> Tau:

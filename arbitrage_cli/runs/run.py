@@ -129,8 +129,9 @@ class Settings(Record):
 
 
 class Setup(Record):
-    """What was decided: what followed from the request on one machine at one moment. `concurrency` is the number of problems
-    at once.
+    """The decisions that followed from a request, on one machine at one moment.
+
+    `concurrency` is the number of problems at once.
 
     `tau_costs` names the costs on which presets are based, if any are used.
     """
@@ -153,7 +154,7 @@ class Setup(Record):
     def prices(self) -> Prices | None:
         return parse_prices(self.price) if self.price else None
 
-    def bill(self, finished: Finished) -> Bill:
+    def bill(self, finished: Finished) -> Bill | None:
         return bill(self.prices, finished) if self.prices else None
 
     @property

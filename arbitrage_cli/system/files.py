@@ -138,7 +138,7 @@ def models_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "models"
 
 
-def checked(kind: type[T], value: object) -> T:
+def validated(kind: type[T], value: object) -> T:
     """Validate the value as a record, without type coercion. Raises ValueError, naming the field, if the value is invalid."""
     from pydantic import ValidationError  # slow to import
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from pydantic import AllowInfNan, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
@@ -162,16 +162,24 @@ class State(Record):
         return self.target_tokens * shared // max(1, len(self.target_text))
 
 
-Judged = tuple[Step, float, float]  # the target's step, and the rewards of the drafted step and of the target's step
-Judge = Callable[[Trace, Step], Generator[WriteStep | RateSteps, Any, Judged]]
+class Judgement(NamedTuple):
+    """The target's step at the position of a drafted step, and the rewards of both steps."""
+
+    target: Step
+    draft_reward: float
+    target_reward: float
 
 
-def by_rating(trace: Trace, draft: Step) -> Generator[WriteStep | RateSteps, Any, Judged]:
+Judge = Callable[[Trace, Step], Generator[WriteStep | RateSteps, Any, Judgement]]
+"""Lets the target write its step beside a drafted one, and rates both."""
+
+
+def by_rating(trace: Trace, draft: Step) -> Generator[WriteStep | RateSteps, Any, Judgement]:
     """Let the target write its step, and request a reward for each step unless both are equal."""
     target: Step = yield WriteStep("target", trace, proposal=draft)
     is_same = (draft.text, draft.ends_thoughts) == (target.text, target.ends_thoughts)
     rewards = yield RateSteps(trace, (draft,) if is_same else (draft, target))
-    return target, rewards[0], rewards[-1]
+    return Judgement(target, rewards[0], rewards[-1])
 
 
 def by_continuing(continuations: Continuations) -> Judge:
@@ -180,10 +188,10 @@ def by_continuing(continuations: Continuations) -> Judge:
     The target's step is the first step of its own continuation, so a state takes at most one new continuation.
     """
 
-    def judge(trace: Trace, draft: Step) -> Generator[WriteStep, Any, Judged]:
+    def judge(trace: Trace, draft: Step) -> Generator[WriteStep, Any, Judgement]:
         (target, *_), is_right = yield from continuations.after(trace)
         _, stays_right = yield from continuations.after(trace.followed_by(draft))
-        return target, float(stays_right), float(is_right)
+        return Judgement(target, float(stays_right), float(is_right))
 
     return judge
 
@@ -297,7 +305,7 @@ class CollectedRun:
     """The states of a run of `arbitrage collect`."""
 
     path: Path
-    facts: Conditions
+    conditions: Conditions
     solutions: tuple[CollectedSolution, ...]
 
     @property
@@ -309,11 +317,11 @@ class CollectedRun:
         """The run as recorded on a router's card."""
         return {
             "name": self.path.name,
-            "dataset": self.facts.dataset,
-            "dataset_sha256": self.facts.dataset_sha256,
+            "dataset": self.conditions.dataset,
+            "dataset_sha256": self.conditions.dataset_sha256,
             "problems": len({solution.question for solution in self.solutions}),
             "states": self.num_states,
-            "think_min_chars": self.facts.think_min_chars,
+            "think_min_chars": self.conditions.think_min_chars,
         }
 
 
@@ -335,16 +343,16 @@ class Collected:
 
     @property
     def pairs(self) -> tuple[Mapping[ModelRole, TrainedModel], ...]:
-        return _distinct(run.facts.pair for run in self.runs)
+        return _distinct(run.conditions.pair for run in self.runs)
 
     @property
     def rewards(self) -> tuple[Fields, ...]:
-        return _distinct(run.facts.reward for run in self.runs)
+        return _distinct(run.conditions.reward for run in self.runs)
 
     @property
     def costs(self) -> PairCosts | None:
         """The token costs of the largest run whose models were measured, if any."""
-        found = {run.num_states: costs for run in self.runs if (costs := PairCosts.of(run.facts.unit_costs))}
+        found = {run.num_states: costs for run in self.runs if (costs := PairCosts.of(run.conditions.unit_costs))}
         return found[max(found)] if found else None
 
     @property
@@ -381,8 +389,8 @@ def read_states(paths: Sequence[Path]) -> Collected:
     runs = [read_packed(path) if path.suffix == PACKED else read_run(path) for path in paths]
     _refuse_duplicates(runs)
     for run in runs:
-        if run.facts.step_end != runs[0].facts.step_end:
-            reason = f"its steps end at {run.facts.step_end}, but steps in {runs[0].path} end at {runs[0].facts.step_end}"
+        if run.conditions.step_end != runs[0].conditions.step_end:
+            reason = f"its steps end at {run.conditions.step_end}, but steps in {runs[0].path} end at {runs[0].conditions.step_end}"
             raise UsageError(f"{run.path}: {reason}", "use runs of a single task")
     if not any(run.num_states for run in runs):
         raise UsageError("these runs have no states", "collect states: arbitrage collect")
@@ -433,7 +441,7 @@ def _refuse_duplicates(runs: Sequence[CollectedRun]) -> None:
     seen: dict[tuple[str, str], CollectedRun] = {}
     for run in runs:
         for solution in run.solutions:
-            earlier = seen.setdefault((run.facts.configuration, solution.question), run)
+            earlier = seen.setdefault((run.conditions.configuration, solution.question), run)
             if earlier is not run:
                 raise UsageError(
                     f"{run.path}: problem {solution.id} is also in {earlier.path}, with the same settings",
@@ -448,7 +456,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
     lengths = [len(solution.states) for solution in solutions]
     questions = tuple(dict.fromkeys(solution.question for solution in solutions))
     index_of = {question: index for index, question in enumerate(questions)}
-    pairs = _distinct(run.facts.pair for run in runs)
+    pairs = _distinct(run.conditions.pair for run in runs)
     outcomes = Outcomes(
         solution=np.repeat(np.arange(len(solutions)), lengths),
         problem=np.repeat([index_of[solution.question] for solution in solutions], lengths),
@@ -460,7 +468,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         features=np.concatenate([features_of(solution.question, solution.states) for solution in solutions]),
         outcomes=outcomes,
         fold=np.array([fold_of(question) for question in questions])[outcomes.problem],
-        pair=np.repeat([pairs.index(run.facts.pair) for run, _ in of_runs], lengths),
+        pair=np.repeat([pairs.index(run.conditions.pair) for run, _ in of_runs], lengths),
         is_whole=np.repeat([solution.is_whole for solution in solutions], lengths),
         questions=questions,
     )

@@ -16,6 +16,7 @@ prediction is corrected by the difference between the observed and the predicted
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +37,16 @@ NEAREST = 1e-6  # smallest distance of a probability from 0 and 1
 TRUST = 0.5  # prior standard deviation of the missed loss, as a share of the expected drops
 NEWTON_STEPS, LONGEST_STEP = 12, 2.0
 
-Prior = tuple[tuple[float, float], tuple[float, float]]
-"""The means and the standard deviations of a Gaussian prior for the intercept and the slope of a curve's log-odds."""
-DROP: Prior = (0.0, 1.0), (1.0, 0.3)
-LIFT: Prior = (-3.0, 0.5), (1.0, 0.5)
+
+class Prior(NamedTuple):
+    """A Gaussian prior for the intercept and the slope of a curve's log-odds."""
+
+    means: tuple[float, float]
+    deviations: tuple[float, float]  # standard deviations
+
+
+DROP = Prior(means=(0.0, 1.0), deviations=(1.0, 0.3))
+LIFT = Prior(means=(-3.0, 0.5), deviations=(1.0, 0.5))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,8 +108,8 @@ def fit_curves(number: Numbers, share: Numbers, weight: Numbers, prior: Prior) -
 
     The curves are maximum a posteriori estimates, computed by Newton's method.
     """
-    mean = np.array(prior[0])
-    precision = np.array(prior[1]) ** -2.0
+    mean = np.array(prior.means)
+    precision = np.array(prior.deviations) ** -2.0
     inputs = np.stack([np.ones_like(number), number], axis=1)
     squares = np.stack([inputs[:, 0], number, number, number**2], axis=1)
     curve = np.tile(mean, (len(weight), 1))

@@ -64,7 +64,7 @@ def with_taus(router: Router, collected: Collected, *, name: str | None = None) 
     Problems on which the router was trained are excluded. Raises RouterError if steps end differently than in the training
     states; UsageError if there are too few states.
     """
-    router.check_steps(collected.runs[0].facts.step_end)
+    router.check_steps(collected.runs[0].conditions.step_end)
     _check_solutions(collected)
     chosen = collected.is_whole & ~np.array(router.card.known(collected.questions))[collected.outcomes.problem]
     _check_part(collected, chosen, "of new problems to make presets")
@@ -123,7 +123,7 @@ def _how_to_collect_more(collected: Collected, chosen: Mask) -> str:
     needed = problems_needed(num_problems, int(labels.sum()), int((~labels).sum())) or num_problems
     others = len(collected.questions) - num_problems  # for example, problems that the router knows
     hint = f"collect about {needed + others:,} problems"
-    command = with_limit(collected.runs[0].facts.command, needed + others) if len(collected.runs) == 1 else None
+    command = with_limit(collected.runs[0].conditions.command, needed + others) if len(collected.runs) == 1 else None
     if command:
         hint += f": {shlex.join(command)}"
     return f"{hint}; if the data set has fewer, use another --dataset and another -o"
@@ -157,7 +157,7 @@ def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
             "runs": [run.about for run in collected.runs],
             "seed": seed,
             "learned": " ".join(sorted(map(digest_of_problem, collected.questions))),
-            "step_end": asdict(collected.runs[0].facts.step_end),
+            "step_end": asdict(collected.runs[0].conditions.step_end),
             "thoughts": int(collected.features[:, FEATURES.index("is_thought")].sum()),
             "parts": {"cross-validation": size},
         },

@@ -14,7 +14,7 @@ def pack(folder: Path, prefixes: tuple[str, ...]) -> bytes:
     run = read_run(folder)
     solutions = [solution for solution in run.solutions if solution.id.startswith(prefixes)]
     print(f"{len(solutions)} problems, {sum(len(solution.states) for solution in solutions)} states")
-    lines = [part.model_dump_json() for part in (run.facts, *solutions)]
+    lines = [part.model_dump_json() for part in (run.conditions, *solutions)]
     return lzma.compress("\n".join(lines).encode(), preset=9 | lzma.PRESET_EXTREME)
 
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save as encode
 from arbitrage_cli.errors import ComputeError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.learning.file import MAX_FILE_BYTES, SCHEMA, digest_of
+from arbitrage_cli.learning.file import FILE_SCHEMA, MAX_FILE_BYTES, digest_of
 from arbitrage_cli.learning.network import Network
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
@@ -201,7 +201,7 @@ def rewritten(router: Router, path: Path, arrays: Mapping[str, NDArray[Any]] | N
     card = router.card.to_json() | changes
     text = json.dumps({name: value for name, value in card.items() if value is not ...})
     chosen: Mapping[str, NDArray[Any]] = router.network.arrays() if arrays is None else arrays
-    about = {"schema": SCHEMA, "card": text, "sha256": digest_of(text, chosen)}
+    about = {"schema": FILE_SCHEMA, "card": text, "sha256": digest_of(text, chosen)}
     path.write_bytes(encode(dict(chosen), {"arbitrage": json.dumps(about)}))
     return path
 

@@ -151,7 +151,7 @@ def test_states_whose_steps_end_elsewhere_are_not_joined(tmp_path: Path) -> None
         write_run(tmp_path / "code", questions(5), changes={"settings": code}),
         write_run(tmp_path / "math", questions(5, start=5)),
     ]
-    assert read_states(runs[:1]).runs[0].facts.step_end == CODE.step_end
+    assert read_states(runs[:1]).runs[0].conditions.step_end == CODE.step_end
     with pytest.raises(UsageError, match="its steps end at a blank line"):
         read_states(runs)
 
