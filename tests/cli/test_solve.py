@@ -9,7 +9,7 @@ from cli import ESCAPE, MODELS, QUESTION, RIGHT, TIMEOUT, Terminal, flat, read_l
 
 
 def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
-    result = solve(QUESTION)
+    result = solve(QUESTION, "--no-early-stop")  # so that the whole drafted step is shown
     assert (result.code, result.out) == (0, f"{RIGHT}\n")
     for shown in ("37 * 12 = 454.", "37 * 12 = 444.", "444 - 95 = 349.", "  1  target  escalate", "  2  draft   accept"):
         assert result.err.count(shown) == 1
