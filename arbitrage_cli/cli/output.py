@@ -108,7 +108,7 @@ def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) 
     return figures(run, results, prices=parse_prices(options.price) if options.price else None)
 
 
-def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> None:
+def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions, *, explains: bool = False) -> None:
     from arbitrage_cli.display import table
     from arbitrage_cli.display.facts import model_facts
 
@@ -117,7 +117,7 @@ def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions
         write_json(figures)
     else:
         facts = [*model_facts(run), ("machine", run.decided.machine["cpu"])]
-        table.write_table(figures, facts, sys.stdout)
+        table.write_table(figures, facts, sys.stdout, explains=explains)
 
 
 def write_json(content: Any) -> None:

@@ -35,6 +35,8 @@ RunPath = Annotated[Path, typer.Argument(help="Run folder of arbitrage bench.")]
 @command(
     page=Option("Write an HTML page with all traces.", "FILE", names=("--html", "-o")),
     opens=Option("Open the page in a browser. Default file: report.html in the run folder.", names=("--open",)),
+    explain=Option("Define the columns of the table below it.", is_setting=False),
+    hide_thoughts=Option("Leave the texts of the thinking phase out of the page.", is_setting=False),
     regrade=Option("Grade all answers again first, without loading models.", is_setting=False),
 )
 def report(
@@ -44,6 +46,8 @@ def report(
     *,
     page: Path | None = None,
     opens: bool = False,
+    explain: bool = False,
+    hide_thoughts: bool = False,
     regrade: bool = False,
     run_code: RunCode | None = None,
     figures: FigureOptions,
@@ -58,6 +62,7 @@ def report(
     Examples:
       arbitrage report
       arbitrage report runs/builtin--builtin
+      arbitrage report runs/builtin--builtin --explain
       arbitrage report runs/builtin--builtin --open
       arbitrage report runs/builtin--builtin --regrade
     """
@@ -70,6 +75,10 @@ def report(
     if run_code and not regrade and "run_code" in explicit:
         raise UsageError("--run-code is used only with --regrade", "omit it, or add --regrade")
     page = run / "report.html" if opens and page is None else page
+    if explain and (page or figures.json_line):
+        raise UsageError("--explain is used only with the table", "omit it, or omit --html, --open and --json")
+    if hide_thoughts and not page:
+        raise UsageError("--hide-thoughts is used only with a page", "omit it, or add -o FILE.html")
     if page:
         _check_name(page)
     if regrade:
@@ -77,12 +86,12 @@ def report(
     with command_display(output):
         contents = read_run_folder(run)
         if page:
-            _write_page(page, contents, figures)
+            _write_page(page, contents, figures, hides_thoughts=hide_thoughts)
             say(f"wrote {page}", output)
             if opens and not webbrowser.open(page.resolve().as_uri()):
                 typer.echo(f"no browser found; open {page}", err=True)
         if page is None or figures.json_line:
-            show_figures(contents.run, contents.results, figures)
+            show_figures(contents.run, contents.results, figures, explains=explain)
 
 
 @command()
@@ -116,11 +125,11 @@ def _check_name(page: Path) -> None:
         raise UsageError(f"{page}: the file name must end in .html", hint)
 
 
-def _write_page(path: Path, contents: "Contents", options: FigureOptions) -> None:
+def _write_page(path: Path, contents: "Contents", options: FigureOptions, *, hides_thoughts: bool) -> None:
     from arbitrage_cli.display.page import TracePacker, render  # Jinja is slow to import
     from arbitrage_cli.runs.results import Result
 
-    packer = TracePacker()
+    packer = TracePacker(hides_thoughts=hides_thoughts)
     figures = figures_of(contents.run, map(Result.of, packer.watch(contents.rows)), options)
     page = render(contents.run, figures, packer.packed(figures["policies"]))
     with os_errors(OutputError, f"{path}: cannot be written", "use another file: -o FILE"):

@@ -99,9 +99,13 @@ def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> J
 
 
 class TracePacker:
-    """Packs the rows of a run, which may be in any order. If an attempt has several rows, the last row is used."""
+    """Packs the rows of a run, which may be in any order. If an attempt has several rows, the last row is used.
 
-    def __init__(self) -> None:
+    If `hides_thoughts` is true, the texts of the thinking phase are left out.
+    """
+
+    def __init__(self, *, hides_thoughts: bool = False) -> None:
+        self._hides_thoughts = hides_thoughts
         self._problems: dict[str, tuple[int, Any]] = {}  # index and level by ID
         self._attempts: dict[tuple[int, int, Any], list[Any]] = {}
         self._blocks: list[tuple[int, str]] = []
@@ -122,6 +126,8 @@ class TracePacker:
         shown = json.loads(content, parse_float=lambda number: round(float(number), DIGITS)) | {
             "right": boxed_answer(right) or right
         }
+        if self._hides_thoughts:
+            _remove_thoughts(shown)
         self._parts.append(to_json(shown))
         self._num_rows += 1
         if sum(map(len, self._parts)) >= BLOCK:
@@ -143,6 +149,14 @@ class TracePacker:
     def _close_block(self) -> None:
         self._blocks.append((self._num_rows - len(self._parts), _packed(b"[" + b",".join(self._parts) + b"]")))
         self._parts = []
+
+
+def _remove_thoughts(row: Json) -> None:
+    check = row.get("check") or {}
+    kept = [*row["steps"], *check.get("discarded", ())]
+    for step in [*kept, *(step["discarded"] for step in kept if step.get("discarded"))]:
+        if step["phase"] == "think":
+            step["text"] = ""
 
 
 def _embedded(data: Any) -> str:

@@ -153,8 +153,11 @@ DEFINITIONS: Mapping[str, str] = {
 # --- tables
 
 
-def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO) -> None:
-    """Write the facts, the table and the notes. Raises the same errors as `write`."""
+def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO, *, explains: bool = False) -> None:
+    """Write the facts, the table and the notes, and the definitions of its columns if `explains` is true.
+
+    Raises the same errors as `write`.
+    """
     policies, verdict = figures["policies"], figures["verdict"]
     shown = known(TERMINAL, policies)
     labels = [policy["label"] for policy in policies]
@@ -166,6 +169,7 @@ def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO)
         shown = [column for column in shown if column is not spare]
     notes = [f"{one['label']}: {found} of {one['n']:,}" for one in policies if (found := outcomes(one, UNUSUAL))]
     notes += figures["notes"]
+    definitions = [(column.heading, DEFINITIONS[column.key]) for column in shown]
     print_to(
         stream,
         paragraph(f"{figures['dataset']}: {size_of(figures)}", "bold"),
@@ -173,6 +177,7 @@ def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO)
         table,
         *(("", paragraph(sentence(figures), "bold")) if verdict else ()),
         *(("", bullets(notes)) if notes else ()),
+        *(("", pairs(definitions)) if explains else ()),
     )
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import ESCAPE, MODELS, assert_refused, run
-from faults import essence, rows_of, write_problems
+from cli import ESCAPE, MODELS, assert_refused, flat, run
+from faults import essence, rows_of, write_problems, write_rows
 from made_up_runs import figures, make_run, unpacked, write_run_folder
 
 from arbitrage_cli.costs.pair import parse_prices
+from arbitrage_cli.display.table import DEFINITIONS
 
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
 
@@ -34,6 +35,32 @@ def test_report_shows_the_table_alone(folder: Path) -> None:
     assert shown.out.startswith("made-up: 6 problems\n")
     assert "entropy@0.5" in shown.out
     assert ESCAPE not in shown.stdout
+
+
+def test_columns_of_the_table_are_defined_on_request(folder: Path) -> None:
+    shown = run("report", folder, "--explain")
+    assert shown.code == 0, shown.err
+    table, definitions = (flat(text) for text in shown.out.rsplit("\n\n", 1))
+    for heading, name in {"accuracy": "accuracy", "speed-up": "speedup", "accepted": "acceptance_rate"}.items():
+        assert heading in table
+        assert f"{heading} {DEFINITIONS[name]}" in definitions
+    for arguments in (["-o", "page.html"], ["--json"]):
+        assert_refused(run("report", folder, "--explain", *arguments), 2, "--explain ")
+
+
+def test_thoughts_are_left_out_of_a_page_on_request(folder: Path, tmp_path: Path) -> None:
+    """Their tokens and scores are still shown."""
+    rows = rows_of(folder)
+    for row in rows:
+        row["steps"][0] |= {"phase": "think", "text": "a secret thought"}
+        if row["steps"][0]["discarded"]:
+            row["steps"][0]["discarded"] |= {"phase": "think", "text": "a secret thought"}
+    write_rows(folder / "results.jsonl", rows)
+    assert run("report", folder, "-o", tmp_path / "whole.html").code == 0
+    assert run("report", folder, "-o", tmp_path / "page.html", "--hide-thoughts").code == 0
+    whole, page = (json.dumps(traces(tmp_path / name)) for name in ("whole.html", "page.html"))
+    assert (whole.count("a secret thought") >= len(rows), page) == (True, whole.replace("a secret thought", ""))
+    assert_refused(run("report", folder, "--hide-thoughts"), 2, "--hide-thoughts ")
 
 
 PRICES = "draft=0.02/0.10,target=0.60/2.40"
