@@ -24,7 +24,7 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.decoding import Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import CachedProblem, CachedSequence, KvCache
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.routing import route
+from arbitrage_cli.routing import flows
 from arbitrage_cli.runs import results
 from arbitrage_cli.runs.records import Tally
 from arbitrage_cli.runs.rows import ComparedAnswers, KeptStep, WrittenStep
@@ -170,7 +170,7 @@ def case(name: str, law: Law, mutation: Mutation, *example: Any) -> Any:
 
 
 def in_the_loop(fault: Callable[[Any], Any]) -> Mutation:
-    return replaced(route, "arbitrage", fault)
+    return replaced(flows, "arbitrage", fault)
 
 
 STALE = replaced(HashBackend, "drop", keeps_a_token_too_many)
@@ -290,7 +290,11 @@ def read_without(**fields: object) -> Callable[[Any], property]:
 
 
 def folds_no_rewards(right: Callable[..., Tally]) -> Callable[..., Tally]:
-    return lambda decisions, reward_cost, check: right(decisions, check=check)
+    return lambda decisions, reward_cost, check, rollouts: right(decisions, check=check, rollouts=rollouts)
+
+
+def folds_no_rollouts(right: Callable[..., Tally]) -> Callable[..., Tally]:
+    return lambda decisions, reward_cost, check, rollouts: right(decisions, reward_cost, check)
 
 
 COST = Cost(3, 0.5, 7, 1.5, 5, 0.25, 4, 2)
@@ -312,15 +316,16 @@ COMPARED = Check({"draft": "4", "check": "5"}, agrees=False, discarded=[Step("ch
         pytest.param(replaced(KeptStep, "made", read_without(draft=None)), id="rejected steps"),
         pytest.param(replaced(ComparedAnswers, "check", read_without(discarded=())), id="compared solutions"),
         pytest.param(replaced(results, "tally", folds_no_rewards), id="rewards"),
+        pytest.param(replaced(results, "tally", folds_no_rollouts), id="rollouts"),
     ],
 )
 def test_the_law_notices_what_is_not_folded(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law 6."""
     law = of_example(laws.test_row_has_the_tally_of_its_events)
-    law(DECISIONS, COST, COMPARED)
+    law(DECISIONS, COST, COMPARED, [WRITTEN])
     mutation(monkeypatch)
     with pytest.raises(AssertionError):
-        law(DECISIONS, COST, COMPARED)
+        law(DECISIONS, COST, COMPARED, [WRITTEN])
 
 
 # --- in llama.cpp

@@ -48,7 +48,8 @@ def test_bench_compares_it_and_the_page_shows_it(tmp_path: Path) -> None:
 
 def test_advise_tries_it(tmp_path: Path) -> None:
     run_of = ("--dataset", problems_in(tmp_path), "-o", str(tmp_path / "run"))
-    made = with_it("advise", *MODELS, "--minutes", "0.5", *run_of, "--json", "-q").record
+    env = {"XDG_CONFIG_HOME": str(tmp_path)}  # other tests do not follow this advice
+    made = with_it("advise", *MODELS, "--minutes", "0.5", *run_of, "--json", "-q", env=env).record
     begin = next(one for one in made["policies"] if one["policy"] == "begin")
     assert begin["correct"] + begin["incorrect"] > 0
 

@@ -254,6 +254,7 @@ costs = st.builds(Cost, *(kind for _ in range(3) for kind in (st.integers(0, 500
 
 phases = st.sampled_from(get_args(Phase))
 compared = st.builds(Step, st.sampled_from(["draft", "check"]), st.just("c"), st.integers(1, 100), costs, st.just("end"))
+rollouts = st.builds(Step, st.just("target"), st.just("r"), st.integers(1, 100), costs, st.just("end"))
 checks = st.none() | st.builds(Check, st.just({"draft": "4", "check": "5"}), st.booleans(), st.lists(compared))
 """What the policy `agree` compared, with the steps of the solutions that were not kept."""
 
