@@ -4,7 +4,7 @@ Missing files are downloaded, and missing token costs are measured.
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from arbitrage_cli.costs.store import (
     threads_without_costs,
     tuned_file,
 )
-from arbitrage_cli.errors import ArbitrageError, TemplateError, UsageError
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, TemplateError, UsageError
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
@@ -35,7 +35,7 @@ from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.thinking import FORMATS
 from arbitrage_cli.model_files.checksums import known_sha256, sha256_seen
 from arbitrage_cli.model_files.gguf import read_facts, read_header
-from arbitrage_cli.model_files.pairs import find_files, is_gguf, is_served, local_files, no_such_file
+from arbitrage_cli.model_files.pairs import find_files, hub_name, is_gguf, is_served, local_files, no_such_file
 from arbitrage_cli.routing.route import parse_route
 from arbitrage_cli.runs.run import ModelSetup, ServedSetup
 from arbitrage_cli.system.machine import free_cores, processor_name
@@ -129,7 +129,20 @@ def advised_pair(request: Request, router: NamedRouter | None) -> AdvisedPair:
 def _find_advice(request: Request, router: NamedRouter | None) -> StoredAdvice | None:
     known = read_cache(tuned_file()).advice
     pair = advised_pair(request, router) if known else None
-    return next((one for one in known if one.pair == pair), None)
+    found = next((one for one in known if one.pair == pair), None)
+    if pair and not found:
+        _check_absent_models(pair, request.named.sources, known)
+    return found
+
+
+def _check_absent_models(pair: AdvisedPair, sources: ByRole[str], known: Sequence[StoredAdvice]) -> None:
+    """Raise ModelFileError if there is an advice on this pair, but only if models that are not on this machine are the same."""
+    absent = {role: source for role, source in sources.items() if hub_name(source) and not local_files(source)}
+    for advice in known if absent else ():
+        models = {role: pair.models[role] if role in absent else sha256 for role, sha256 in advice.pair.models.items()}
+        if replace(advice.pair, models=models) == pair:
+            names = " ".join(absent.values())
+            raise ModelFileError(f"{names}: not on this machine; to download, use arbitrage models pull {names}")
 
 
 def _model_facts(
