@@ -7,7 +7,7 @@
 The caller says what an answer is, and when two answers are the same.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 from arbitrage_cli.arbitrage import Flow, FlowRequest, WriteStep, single
 from arbitrage_cli.types import Check, Decision, ModelRole, Step, Trace
@@ -39,12 +39,13 @@ def agree(trace: Trace, solutions: Sequence[WriteStep], find_answer: FindAnswer,
             agrees = False
         elif check is not None and "draft" in answers:
             agrees = is_same(drafted.trace, check)
+    others = _steps(solution for solution in solutions if solution is not drafted)
+    further_steps = sum(step.model == "draft" for step in others)
     if agrees:
-        others = [solution for solution in solutions if solution is not drafted]
-        trace.check = Check(answers, agrees, _steps(others))
+        trace.check = Check(answers, agrees, others, further_steps)
         trace.decisions.extend(drafted.trace.decisions)
     else:
-        trace.check = Check(answers, agrees, _steps(solutions))
+        trace.check = Check(answers, agrees, _steps(solutions), further_steps)
         yield from single(trace, "target", speculates=True)
 
 
@@ -59,5 +60,5 @@ def _write_until_one_is_solved(solutions: Sequence[WriteStep]) -> Generator[Flow
             return solution
 
 
-def _steps(solutions: Sequence[WriteStep]) -> list[Step]:
+def _steps(solutions: Iterable[WriteStep]) -> list[Step]:
     return [decision.kept for solution in solutions for decision in solution.trace.decisions]

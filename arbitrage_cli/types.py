@@ -215,12 +215,23 @@ class Check:
     """The comparison of the draft's answer with the checker's, in policy `agree`.
 
     `answers` omits a model that did not finish, and maps a model without an answer to None. `discarded` contains the steps of
-    all solutions that were not kept.
+    all solutions that were not kept. Without a checker, the last `further_steps` of them belong to the draft's further
+    solutions, which take the checker's place.
     """
 
     answers: ByRole[str | None]
     agrees: bool
     discarded: Sequence[Step]
+    further_steps: int = 0
+
+    @property
+    def own(self) -> Sequence[Step]:
+        """The discarded steps except those of the draft's further solutions."""
+        return self.discarded[: len(self.discarded) - self.further_steps]
+
+    @property
+    def further(self) -> Sequence[Step]:
+        return self.discarded[len(self.discarded) - self.further_steps :]
 
 
 @frozen

@@ -28,6 +28,7 @@ from arbitrage_cli.types import (
 
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
+ORDINALS = {2: "2nd", 3: "3rd"}
 FAST = 100.0  # tokens per second that are shown without decimals
 
 
@@ -138,17 +139,27 @@ def bar(decision: Decision, run: RunInfo) -> str:
 
 
 def discarded(check: Check) -> Iterator[tuple[str, str]]:
-    """Yield the model and the text of each solution that the `agree` policy did not keep."""
-    solutions = accumulate((step.stop == "end" for step in check.discarded), initial=0)
-    numbered = zip(check.discarded, solutions, strict=False)
-    for (model, _), steps in groupby(numbered, lambda pair: (pair[0].model, pair[1])):
-        yield role_name(model), "".join(step.text for step, _ in steps)
+    """Yield the writer and the text of each solution that the `agree` policy did not keep."""
+    for model, steps in groupby(check.own, lambda step: step.model):
+        yield role_name(model), "".join(step.text for step in steps)
+    for number, text in enumerate(_further_solutions(check), start=2):
+        yield f"draft, {ORDINALS.get(number, f'{number}th')} solution", text
+
+
+def _further_solutions(check: Check) -> Iterator[str]:
+    """Yield the text of each further solution of the draft. Only the last one may have no end."""
+    ended = accumulate((step.stop == "end" for step in check.further), initial=0)
+    for _, steps in groupby(zip(check.further, ended, strict=False), lambda pair: pair[1]):
+        yield "".join(step.text for step, _ in steps)
 
 
 def checked(check: Check) -> str:
     """Return the result of a comparison, such as `18 and 24: the target answers`."""
     draft, checker = (in_one_line(check.answers.get(model) or "no answer") for model in ("draft", "check"))
-    return f"both answer {draft}: accepted" if check.agrees else f"{draft} and {checker}: the target answers"
+    if not check.agrees:
+        return f"{draft} and {checker}: the target answers"
+    number = 1 + sum(1 for _ in _further_solutions(check))
+    return f"all {number} solutions answer {draft}: accepted" if number > 1 else f"both answer {draft}: accepted"
 
 
 def is_same(decision: Decision) -> bool:
@@ -192,6 +203,8 @@ def summary(figures: Tally) -> str:
         tokens.append(f"{formatting.count(num_speculated, 'draft token')}{_speed(figures.draft_cost)}")
     if figures.target_steps:
         tokens.append(f"{formatting.count(figures.target_tokens, 'target token')}{_speed(figures.target_cost)}")
+    if figures.further_tokens:
+        tokens.append(f"{formatting.count(figures.further_tokens, 'token')} of further solutions")
     if figures.check_tokens:
         tokens.append(f"{formatting.count(figures.check_tokens, 'checker token')}{_speed(figures.check_cost)}")
     return joined(steps, ", ".join(tokens)) if tokens else ""

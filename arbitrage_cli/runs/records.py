@@ -109,7 +109,8 @@ class Tally:
 
     `stopped_steps` counts the drafted steps that were stopped early. `thinking_tokens` counts kept steps. `reward_cost` is
     the cost of rating steps with a process reward model; that of rollouts is part of the models' costs. `check_tokens` and
-    `check_cost` belong to the checker.
+    `check_cost` belong to the checker. `further_tokens` are those of the draft's further solutions, which take the checker's
+    place. Their costs are part of the draft's, but nothing of them can be accepted, so they are not drafted tokens.
     """
 
     drafted_steps: int = 0
@@ -120,6 +121,7 @@ class Tally:
     accepted_tokens: int = 0
     target_tokens: int = 0
     check_tokens: int = 0
+    further_tokens: int = 0
     thinking_tokens: int = 0
     draft_cost: Cost = field(default_factory=Cost)
     target_cost: Cost = field(default_factory=Cost)
@@ -158,7 +160,8 @@ def tally(
 ) -> Tally:
     """Return the totals over these decisions, and over the other work on a problem. `rollouts` contains the target's costs."""
     made = list(decisions)
-    others = check.discarded if check else ()
+    others = check.own if check else ()
+    further = check.further if check else ()
     drafts = [decision.draft for decision in made if decision.draft] + [step for step in others if step.model == "draft"]
     checks = [step for step in others if step.model == "check"]
     targets = [decision.target for decision in made if decision.target]
@@ -173,8 +176,9 @@ def tally(
         accepted_tokens=_num_tokens(accepted),
         target_tokens=_num_tokens(targets),
         check_tokens=_num_tokens(checks),
+        further_tokens=_num_tokens(further),
         thinking_tokens=_num_tokens(thoughts),
-        draft_cost=_sum_costs([*_costs(drafts), *(step.speculation_cost for step in targets)]),
+        draft_cost=_sum_costs([*_costs(drafts), *_costs(further), *(step.speculation_cost for step in targets)]),
         target_cost=_sum_costs([*_costs(targets), *rollouts]),
         reward_cost=reward_cost,
         check_cost=_sum_costs(_costs(checks)),

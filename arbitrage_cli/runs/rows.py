@@ -146,20 +146,25 @@ class KeptStep(WrittenStep):
 
 
 class ComparedAnswers(Record):
-    """The answers that the `agree` policy compared, and the steps of all solutions that were not kept."""
+    """The answers that the `agree` policy compared, and the steps of all solutions that were not kept.
+
+    Without a checker, the last `further_steps` of them belong to the draft's further solutions.
+    """
 
     answers: dict[ModelRole, str | None]
     agrees: bool
     discarded: list[WrittenStep]
+    further_steps: Count = 0
 
     @classmethod
     def of(cls, check: Check) -> Self:
         discarded = [WrittenStep.of(step) for step in check.discarded]
-        return cls(answers=dict(check.answers), agrees=check.agrees, discarded=discarded)
+        further: Json = {"further_steps": check.further_steps} if check.further_steps else {}
+        return cls(answers=dict(check.answers), agrees=check.agrees, discarded=discarded, **further)
 
     @property
     def check(self) -> Check:
-        return Check(self.answers, self.agrees, [written.step for written in self.discarded])
+        return Check(self.answers, self.agrees, [written.step for written in self.discarded], self.further_steps)
 
 
 class Timing(Record):

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from cli import QUESTION, RIGHT, WRONG
+from cli import QUESTION, RIGHT, WRONG, run
 from commands import Shown, bench, solve, typed
 from fake_chat import Api, ChatServer
 from fake_server import Answer, Body, on_loopback
@@ -43,8 +43,8 @@ def test_the_target_answers_if_the_answers_differ(question: str, answers: dict[s
 
 def test_figures_count_calls_of_the_target(quick_path: Path) -> None:
     write_problems(quick_path / "problems.jsonl", EXPRESSIONS)
-    run = bench(quick_path, typed(**MODELS, policy="target,draft,agree"))
-    found = {one["policy"]: one for one in figures(run.run.to_dict(), rows_of(quick_path / "run"))["policies"]}
+    made = bench(quick_path, typed(**MODELS, policy="target,draft,agree"))
+    found = {one["policy"]: one for one in figures(made.run.to_dict(), rows_of(quick_path / "run"))["policies"]}
     assert [found[name]["accuracy"] for name in ("target", "agree", "draft")] == [1.0, 1.0, 0.5]
     assert found["agree"]["ratios"]["called_rate"] == {"numerator": 3, "denominator": 6}
 
@@ -62,6 +62,26 @@ def test_without_a_checker_further_solutions_of_the_draft_are_the_check() -> Non
     for _, check in made[0]:
         assert {step.model for step in check.discarded} == {"draft"}
         assert not check.agrees or len(_texts(check)) == 2
+        assert not check.agrees or check.own == []
+
+
+@pytest.mark.parametrize(("expression", "agrees"), [("3 + 4 * 5", False), ("12 + 7", True)])
+def test_further_solutions_are_no_rejected_drafts(expression: str, agrees: bool) -> None:
+    """All of the draft's steps are accepted if its solutions agree, and none otherwise."""
+    models = ("--draft", "builtin:draft", "--target", "builtin:target", "--policy", "agree")
+    record = run("solve", f"What is {expression}?", *models, "--json", "-q").record
+    check, kept = record["check"], record["steps"]
+    assert check["agrees"] is agrees
+    assert record["acceptance_rate"] == (1.0 if agrees else 0.0)
+    assert record["token_acceptance_rate"] == (1.0 if agrees else 0.0)
+    assert 0 < check["further_steps"] <= len(check["discarded"])
+    assert (check["further_steps"] == len(check["discarded"])) is agrees
+    written = sum(step["tokens"] for step in (*kept, *check["discarded"]) if step["model"] == "draft")
+    proposed = sum((step["speculation_cost"] or {}).get("decode_tokens", 0) for step in kept)
+    assert record["timing"]["draft"]["decode_tokens"] == written + proposed
+    shown = run("solve", f"What is {expression}?", *models).err
+    assert ("all 3 solutions answer" in shown) is agrees
+    assert "2nd solution" in shown
 
 
 def _texts(check: Check) -> list[str]:
