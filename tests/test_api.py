@@ -404,14 +404,14 @@ def test_advice_is_based_on_a_sample_of_all_questions(home: Path) -> None:
     questions = [{"question": f"{1 + number} + 7", "answer": str(8 + number), "level": number // 40} for number in range(80)]
     with scripted() as pair:
         advice = pair.advise(questions, minutes=1)
-    assert (advice.figures["dataset_size"], advice.figures["n"] <= 40) == (80, True)
+    assert (advice.figures.dataset_size, advice.figures.n <= 40) == (80, True)
 
 
 def test_an_attempt_that_ends_at_the_limit_of_the_advice_is_no_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.app.advise.LONGEST", 0.0)
     with scripted() as pair:
         advice = pair.advise([QUESTION, "12 + 5"], minutes=1)
-    assert (advice.num_errors, advice.figures["n"]) == (0, 0)
+    assert (advice.num_errors, advice.figures.n) == (0, 0)
 
 
 def test_the_package_shows_its_api() -> None:

@@ -15,13 +15,13 @@ from arbitrage_cli.app.session import OpenSession
 from arbitrage_cli.app.stored_run import offering_to_resume
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError
-from arbitrage_cli.evaluation.metrics import judged
+from arbitrage_cli.evaluation.figures import PolicyFigures
+from arbitrage_cli.evaluation.metrics import RunFigures, figures
 from arbitrage_cli.evaluation.verdict import Verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.types import Fields, Json
 
 COSTS_TIME = 1 / 10  # share of the time for the measurement of token costs
 LONGEST = 0.5  # the maximum share of the time for one attempt
@@ -32,25 +32,25 @@ class Advice:
     """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict."""
 
     verdict: Verdict
-    figures: Json
+    figures: RunFigures
     command: str
 
     def __repr__(self) -> str:
-        return f"<Advice: {self.verdict.route}, confidence={self.confidence}>"
+        return f"<Advice: {self.verdict.route.name}, confidence={self.confidence}>"
 
     @property
     def num_errors(self) -> int:
-        return sum(one["errors"] for one in self.figures["policies"])
+        return sum(one.errors for one in self.figures.policies)
 
     @property
     def policy(self) -> str:
         """The recommended policy: `target` if no other policy is worth using."""
-        return self.verdict.route.partition("@")[0]
+        return self.verdict.route.policy.name
 
     @property
     def tau(self) -> str | None:
         """The recommended preset or threshold, or None if the policy has no tau."""
-        return self.verdict.route.partition("@")[2] or None
+        return self.verdict.route.name.partition("@")[2] or None
 
     @property
     def confidence(self) -> float | None:
@@ -63,17 +63,16 @@ class Advice:
 
         None if this policy and the target finished none of the problems.
         """
-        return self._best.get("speedup")
+        return self._best.speedup.value if self._best else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        return self._best.get("speedup_interval")
+        return self._best.speedup.interval if self._best else None
 
     @property
-    def _best(self) -> Fields:
-        return next(
-            (one for one in self.figures["policies"] if one["route"] == self.verdict.best.route and one["both_finished"]), {}
-        )
+    def _best(self) -> PolicyFigures | None:
+        found = self.figures.of(self.verdict.best.route)
+        return found if found and found.both_finished else None
 
 
 def advise(
@@ -105,8 +104,8 @@ def advise(
         found, decided = advisor.judged()
     plan = session.plan
     if decided.is_decided and plan.advised:
-        _store(plan.advised, decided.route, display)
-    return Advice(decided, found, plan.solve_command(decided.route, selected.dataset.task))
+        _store(plan.advised, decided.route.name, display)
+    return Advice(decided, found, plan.solve_command(decided.route.name, selected.dataset.task))
 
 
 def _store(pair: AdvisedPair, route: str, display: Display) -> None:
@@ -146,19 +145,19 @@ class _Advisor:
         """Return whether a row is stored. The row of an attempt that ended at its time limit is not stored."""
         return row.status == "done" or time.monotonic() < self._attempt_ends
 
-    def judged(self) -> tuple[Json, Verdict]:
+    def judged(self) -> tuple[RunFigures, Verdict]:
         """Return the figures and the verdict on the attempts so far."""
-        found, decided = judged(self._run.run, self._run.results)
-        if decided is None:
+        found = figures(self._run.run, self._run.results)
+        if found.verdict is None:
             raise DefectError("advise has no policy to compare")
-        return found, decided
+        return found, found.verdict
 
     def _is_needed(self, attempt: Attempt) -> bool:
         if self._block != attempt.block and not self._decided.is_final:
             self._block, self._decided = attempt.block, self.judged()[1]
         if self._decided.is_final or not _seconds_until(self._ends):
             return False
-        return attempt.route.name not in {one.route for one in self._decided.candidates if one.is_hopeless}
+        return attempt.route not in {one.route for one in self._decided.candidates if one.is_hopeless}
 
 
 def _seconds_until(ends: float) -> float:

@@ -57,15 +57,15 @@ def advise(
     with command_display(output) as display, only_figures_on_stdout():
         result, pair = advise_pair(options, advice, display)
     if json_line:
-        write_json(result.figures)
+        write_json(result.figures.to_json())
     else:
         write_advice(result, sys.stdout)
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
     if advice.save and pair:
         typer.echo(advised_lines(pair, result.policy, result.tau, options.router), err=True)
-    target = result.figures["policies"][0]
-    return SOME_FAILED if target["errors"] == target["n"] - target["missing"] > 0 else 0
+    target = result.figures.policies[0]
+    return SOME_FAILED if target.errors == target.num_made > 0 else 0
 
 
 def _propose(options: Options, *, as_json: bool) -> bool:

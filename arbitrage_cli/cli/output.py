@@ -19,11 +19,12 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen, Screen
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import OutputError, UsageError
-from arbitrage_cli.types import Json, frozen
+from arbitrage_cli.types import frozen
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+    from arbitrage_cli.evaluation.metrics import RunFigures
     from arbitrage_cli.runs.results import Result
     from arbitrage_cli.runs.run import Run
 
@@ -101,7 +102,7 @@ def is_confirmed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> Json:
+def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> "RunFigures":
     from arbitrage_cli.costs.pair import parse_prices
     from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import
 
@@ -114,7 +115,7 @@ def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions
 
     figures = figures_of(run, results, options)
     if options.json_line:
-        write_json(figures)
+        write_json(figures.to_json())
     else:
         facts = [*model_facts(run), ("machine", run.decided.machine["cpu"])]
         table.write_table(figures, facts, sys.stdout, explains=explains)

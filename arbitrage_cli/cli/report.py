@@ -110,12 +110,11 @@ def compare(first: RunPath, second: RunPath, *, json_line: bool = False, debug: 
 
     with command_display(OutputOptions(debug=debug)):
         before, after = read_run_folder(first), read_run_folder(second)
-        names = {"runs": [str(first), str(second)]}
-        compared = names | comparison.compare_runs(before.run, before.results, after.run, after.results)
+        compared = comparison.compare_runs(before.run, before.results, after.run, after.results)
     if json_line:
-        write_json(compared)
+        write_json({"runs": [str(first), str(second)]} | compared.to_json())
     else:
-        table.write_comparison(compared, sys.stdout)
+        table.write_comparison(compared, str(first), str(second), sys.stdout)
 
 
 def _check_name(page: Path) -> None:
@@ -131,7 +130,7 @@ def _write_page(path: Path, contents: "Contents", options: FigureOptions, *, hid
 
     packer = TracePacker(hides_thoughts=hides_thoughts)
     figures = figures_of(contents.run, map(Result.of, packer.watch(contents.rows)), options)
-    page = render(contents.run, figures, packer.packed(figures["policies"]))
+    page = render(contents.run, figures, packer.packed(figures.policies))
     with os_errors(OutputError, f"{path}: cannot be written", "use another file: -o FILE"):
         write_atomically(path, page.encode())
 

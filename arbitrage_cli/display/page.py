@@ -19,11 +19,12 @@ import jinja2
 from pydantic_core import to_json
 
 from arbitrage_cli.display import facts
-from arbitrage_cli.display.table import DEFINITIONS, PAGE, Column, known, size_of
+from arbitrage_cli.display.table import Column, columns_of, known, outcomes, size_of
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.display.verdict import sentence
+from arbitrage_cli.evaluation.figures import PolicyFigures, shown_figures
+from arbitrage_cli.evaluation.metrics import RunFigures
 from arbitrage_cli.problems.answers import boxed_answer, gold_answer
-from arbitrage_cli.routing.route import stored_route
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import Json
@@ -36,7 +37,7 @@ SHOWN = frozenset(
 )  # the fields of a row that the page shows
 
 
-def render(run: Run, figures: Json, packed: Json) -> str:
+def render(run: Run, figures: RunFigures, packed: Json) -> str:
     """Return an HTML report, given the content of run.json, the figures, and the result of `TracePacker.packed`."""
     style = _template_text("report.css")
     script = "\n".join(map(_template_text, ("temml.min.js", "report.js")))  # Temml 0.13.5 from npm: LaTeX to MathML
@@ -70,28 +71,45 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _view(run: Run, figures: Json) -> Json:
-    policies = figures["policies"]
-    tables = [table for table in (_table(*entry, policies) for entry in PAGE.items()) if table["rows"]]
-    shown = {column.key: column.heading for table in tables for column, _ in table["columns"]}
+REMARKS: Column[PolicyFigures] = Column("remarks", "remarks", lambda policy: (outcomes(policy), ""))
+DEFINITION_OF_REMARKS = (
+    "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit (max-tokens, "
+    "max-steps, ctx) before the solution was complete. Cut solutions are graded, too."
+)
+
+
+def _view(run: Run, figures: RunFigures) -> Json:
+    tables = [table for table in _tables(figures.policies) if table["rows"]]
+    headings = {column.name: column.heading for table in tables for column, _ in table["columns"]}
+    definitions = {name: shown.definition for name, shown in shown_figures().items()} | {REMARKS.name: DEFINITION_OF_REMARKS}
     return {
-        "title": figures["dataset"],
+        "title": figures.dataset,
         "count": size_of(figures),
-        "headline": sentence(figures) if figures["verdict"] else "",
+        "headline": sentence(figures),
         "facts": [*facts.main_facts(run)],
         "other_facts": [*facts.other_facts(run)],
-        "notes": figures["notes"],
-        "names": list(dict.fromkeys(policy["policy"] for policy in policies)),
+        "notes": figures.notes,
+        "names": list(dict.fromkeys(policy.route.policy.name for policy in figures.policies)),
         "tables": tables,
-        "definitions": [(name, shown[name], text) for name, text in DEFINITIONS.items() if name in shown],
+        "definitions": [(name, headings[name], text) for name, text in definitions.items() if name in headings],
     }
 
 
-def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> Json:
+def _tables(policies: Sequence[PolicyFigures]) -> Iterator[Json]:
+    """Yield the tables of the page. The first one also contains the outcomes of attempts."""
+    names: dict[str, list[str]] = {}
+    for name, shown in shown_figures().items():
+        names.setdefault(shown.table, []).append(name)
+    for caption, own in names.items():
+        remarks = [REMARKS] if "accuracy" in own else []
+        yield _table(caption, [*columns_of(own, policies), *remarks], policies)
+
+
+def _table(caption: str, columns: Sequence[Column[PolicyFigures]], policies: Sequence[PolicyFigures]) -> Json:
     """Return a table of the policies that have a figure: its columns, and whether a column has intervals."""
-    made = [policy for policy in policies if known(shown, [policy])]
-    kept = [(column, any(column.cell(policy)[1] for policy in made)) for column in known(shown, made)]
-    rows = [(policy["policy"], policy["label"], [column.cell(policy) for column, _ in kept]) for policy in made]
+    made = [policy for policy in policies if known(columns, [policy])]
+    kept = [(column, any(column.cell(policy)[1] for policy in made)) for column in known(columns, made)]
+    rows = [(policy.route.policy.name, policy.route.label, [column.cell(policy) for column, _ in kept]) for policy in made]
     return {"caption": caption, "columns": kept, "rows": rows}
 
 
@@ -133,15 +151,16 @@ class TracePacker:
         if sum(map(len, self._parts)) >= BLOCK:
             self._close_block()
 
-    def packed(self, policies: Sequence[Json]) -> Json:
+    def packed(self, policies: Sequence[PolicyFigures]) -> Json:
         """Return the data for the page's script. A block has the index of its first attempt, and the packed attempts."""
         if self._parts:
             self._close_block()
-        numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(policies)}
+        shown = [policy.to_json() for policy in policies]
+        numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(shown)}
         attempts = [[problem, sample, numbers[of], *entry] for (problem, sample, of), entry in self._attempts.items()]
         problems = [[name, level] for name, (_, level) in self._problems.items()]
         return {
-            "policies": [{**one, "name": stored_route(one).name} for one in policies],
+            "policies": [{**one, "name": one["route"]} for one in shown],
             "index": _packed(to_json({"problems": problems, "attempts": attempts})),
             "blocks": self._blocks,
         }

@@ -5,7 +5,8 @@ Rich wraps paragraphs and cells at the width of the terminal.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TextIO
+from dataclasses import replace
+from typing import Generic, Literal, TextIO, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -16,44 +17,34 @@ from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import Tuned, tuned_file
 from arbitrage_cli.display.text import is_drawable, one_line, safe, width_of, write, write_lines
 from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
+from arbitrage_cli.evaluation import figures
+from arbitrage_cli.evaluation.comparison import Comparison, PolicyComparison
+from arbitrage_cli.evaluation.figures import Estimate, Figure, PolicyFigures, Unit
+from arbitrage_cli.evaluation.metrics import RunFigures
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.types import ByRole, Json, frozen
+from arbitrage_cli.numbers.intervals import Ratio
+from arbitrage_cli.types import ByRole, frozen
 
 MAX_NAMES = 12  # problem IDs in a line
-UNUSUAL = ("unscored", "errors", "missing")  # outcomes that are noted; other notes name the limits that cut solutions
 MIN_PROBLEMS = 5  # for which intervals are shown
+
+T = TypeVar("T")
 
 
 # --- columns
 
-Show = Callable[[Any], str]
-OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "not attempted", "cut": "cut"}
+Cell = tuple[str, str]
+"""A figure, and its interval or ""."""
 
 
 @frozen
-class Column:
-    """A column with a figure and, beside it, the figure's interval. If `name` is empty, the whole record is shown."""
+class Column(Generic[T]):
+    """A column of a table, with the cell of each record. `name` is that of the figure."""
 
-    heading: str
     name: str
-    show: Show = formatting.number
-    show_interval: Show | None = None
-
-    @property
-    def key(self) -> str:
-        """The key of the column's definition."""
-        return self.name or self.heading
-
-    def cell(self, figures: Json) -> tuple[str, str]:
-        beside = self.show_interval(figures[f"{self.name}_interval"]) if self.show_interval else ""
-        return self.show(figures[self.name] if self.name else figures), beside
-
-
-def known(columns: Sequence[Column], records: Sequence[Json]) -> list[Column]:
-    """Return the columns that contain a figure for at least one record."""
-    empty = ("", formatting.NO_FIGURE)
-    return [column for column in columns if any(column.cell(record)[0] not in empty for record in records)]
+    heading: str
+    cell: Callable[[T], Cell]
 
 
 def _points_range(interval: formatting.Bounds) -> str:
@@ -61,149 +52,158 @@ def _points_range(interval: formatting.Bounds) -> str:
     return f"[{low:+.0f} to {high:+.0f}]" if interval else ""
 
 
-def outcomes(figures: Json, names: Iterable[str] = OUTCOMES) -> str:
+def _per_thousand(price: float | None) -> str:
+    return formatting.number(None if price is None else 1000 * price)
+
+
+def _no_range(interval: formatting.Bounds) -> str:
+    return ""
+
+
+UNITS: Mapping[Unit, tuple[Callable[[float | None], str], Callable[[formatting.Bounds], str]]] = {
+    "share": (formatting.percent, formatting.percent_range),
+    "whole share": (formatting.whole_percent, _no_range),
+    "points": (formatting.points, _points_range),
+    "times": (formatting.number, formatting.number_range),
+    "number": (formatting.number, _no_range),
+    "price": (_per_thousand, _no_range),
+}
+
+
+def cell(unit: Unit, figure: Figure) -> Cell:
+    """Return a figure and its interval as text."""
+    show, show_interval = UNITS[unit]
+    value = figure.value if isinstance(figure, Estimate | Ratio) else figure
+    return show(value), show_interval(figure.interval) if isinstance(figure, Estimate) else ""
+
+
+def _column(name: str) -> Column[PolicyFigures]:
+    shown = figures.shown_figures()[name]
+    return Column(name, shown.heading, lambda policy: cell(shown.unit, getattr(policy, name)))
+
+
+def _of_how_many(policy: PolicyFigures) -> Cell:
+    """Return the accuracy of a policy that solved other problems than the others."""
+    value, interval = _column("accuracy").cell(policy)
+    ratio = policy.accuracy.ratio
+    return (f"{value} of {ratio.denominator:,}", interval) if ratio and ratio.denominator else (value, interval)
+
+
+def columns_of(names: Iterable[str], policies: Sequence[PolicyFigures]) -> list[Column[PolicyFigures]]:
+    """Return the columns of the figures with these names that at least one policy has.
+
+    If the policies solved different numbers of problems, each accuracy says of how many.
+    """
+    counts = {policy.accuracy.ratio.denominator for policy in policies if policy.accuracy.ratio}
+    columns = [_column(name) for name in names]
+    if len(counts - {0}) > 1:
+        columns = [replace(one, cell=_of_how_many) if one.name == "accuracy" else one for one in columns]
+    return known(columns, policies)
+
+
+def known(columns: Sequence[Column[T]], records: Sequence[T]) -> list[Column[T]]:
+    """Return the columns that contain a figure for at least one record."""
+    empty = ("", formatting.NO_FIGURE)
+    return [column for column in columns if any(column.cell(record)[0] not in empty for record in records)]
+
+
+def outcomes(policy: PolicyFigures, *, with_cut: bool = True) -> str:
     """Return counts such as `1 failed, 2 cut`."""
-    return ", ".join(f"{figures[name]:,} {OUTCOMES[name]}" for name in names if figures[name])
+    counts = {"unscored": policy.unscored, "failed": policy.errors, "not attempted": policy.missing}
+    counts |= {"cut": policy.cut} if with_cut else {}
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
 
 
-PERCENT = formatting.percent, formatting.percent_range
-POINTS = formatting.points, _points_range
-TIMES = formatting.number, formatting.number_range
-
-ACCURACY = Column("accuracy", "accuracy", *PERCENT)
-DIFFERENCE = Column("diff", "accuracy_difference", *POINTS)
-SECONDS = Column("mean s", "seconds_mean")
-SPEEDUP = Column("speed-up", "speedup", *TIMES)
-ACCEPTED = Column("accepted", "acceptance_rate", formatting.whole_percent)
-PRICE: Sequence[Column] = (
-    Column("price/1000", "price", lambda price: formatting.number(None if price is None else 1000 * price)),
-    Column("saved", "saving", *PERCENT),
+TERMINAL = (
+    "accuracy",
+    "accuracy_difference",
+    "seconds_mean",
+    "speedup",
+    "price",
+    "saving",
+    "acceptance_rate",
+    "called_rate",
+    "thinking_tokens_mean",
 )
-CALLED = Column("called", "called_rate", formatting.whole_percent)
-THINKING = Column("thinking", "thinking_tokens_mean")
-TERMINAL: Sequence[Column] = (ACCURACY, DIFFERENCE, SECONDS, SPEEDUP, *PRICE, ACCEPTED, CALLED, THINKING)
-SPARE: Sequence[Column | None] = (SECONDS, ACCEPTED, THINKING, CALLED, PRICE[0], DIFFERENCE, PRICE[1], ACCURACY, None)
-"""The columns that a narrow terminal lacks, in the order in which they are left out."""
-
-PAGE: Mapping[str, Sequence[Column]] = {
-    "Accuracy and time": (
-        ACCURACY,
-        Column("remarks", "", outcomes),
-        DIFFERENCE,
-        SPEEDUP,
-        SECONDS,
-        Column("clock s", "measured_seconds_mean"),
-        Column("clock speed-up", "measured_speedup", *TIMES),
-    ),
-    "Steps and tokens": (
-        ACCEPTED,
-        Column("stopped early", "stopped_early_rate", formatting.whole_percent),
-        CALLED,
-        Column("wasted draft tokens", "wasted_draft_tokens"),
-        THINKING,
-    ),
-    "Speed and price": (
-        Column("draft tokens/s", "draft_tokens_per_second"),
-        Column("target tokens/s", "target_tokens_per_second"),
-        *PRICE,
-    ),
-}
-
-COMPARISON: Sequence[Column] = (
-    Column("n", "n", str),
-    Column("correct", "correct", lambda counts: "{} -> {}".format(*counts)),
-    Column("difference", "accuracy_difference", *POINTS),
-    Column("speed-up", "seconds_ratio", *TIMES),
+"""The figures that a terminal shows."""
+SPARE = (
+    *("seconds_mean", "acceptance_rate", "thinking_tokens_mean", "called_rate", "price", "accuracy_difference", "saving"),
+    *("accuracy", ""),
 )
+"""The figures that a narrow terminal lacks, in the order in which they are left out."""
 
-_EFFECTIVE = "for the effective number of attempts (Kish) if there are several samples per problem"
-_OVER_PROBLEMS = "Interval: 95%, paired jackknife over problems, if there are at least 15 problems."
-_WITH_COST_ERROR = f"{_OVER_PROBLEMS} It includes the error of the unit costs."
-
-DEFINITIONS: Mapping[str, str] = {
-    "accuracy": "Correct answers / attempts. Unscored answers and errors count as incorrect, but if no answer was graded, "
-    f"the accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
-    "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
-    f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "remarks": "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit "
-    "(max-tokens, max-steps, ctx) before the solution was complete. Cut solutions are graded, too.",
-    "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and "
-    "scores) times the unit costs measured in the run. A step that took less than half or more than twice the usual time of "
-    "such steps is counted at the usual time. The time of models without measured unit costs, such as models on servers, is "
-    "measured.",
-    "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts "
-    f"that both policies finished; above 1 is faster. {_WITH_COST_ERROR}",
-    "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
-    "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that "
-    f"both policies finished; above 1 is faster. {_WITH_COST_ERROR}",
-    "acceptance_rate": "Accepted steps / drafted steps.",
-    "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
-    "called_rate": "Share of finished attempts in which the target solved the problem, because the answers of draft and "
-    "checker differ.",
-    "wasted_draft_tokens": "Tokens in drafted steps that were discarded, excluding tokens drafted for speculation.",
-    "thinking_tokens_mean": "Thinking tokens in kept steps / finished attempts.",
-    "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
-    "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
-    "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
-    "saving": "1 - price of this policy / price of the target alone, over the attempts that both policies finished. "
-    f"{_OVER_PROBLEMS}",
-}
+COMPARISON: Sequence[Column[PolicyComparison]] = (
+    Column("n", "n", lambda entry: (str(entry.n), "")),
+    Column("correct", "correct", lambda entry: ("{} -> {}".format(*entry.correct), "")),
+    Column("accuracy_difference", "difference", lambda entry: cell("points", entry.accuracy_difference)),
+    Column("seconds_ratio", "speed-up", lambda entry: cell("times", entry.seconds_ratio)),
+    Column("work_ratio", "ratio of work", lambda entry: cell("times", entry.work_ratio)),
+)
 
 
 # --- tables
 
 
-def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO, *, explains: bool = False) -> None:
-    """Write the facts, the table and the notes, and the definitions of its columns if `explains` is true.
+def write_table(
+    found: RunFigures,
+    facts: Iterable[tuple[str, str]],
+    stream: TextIO,
+    *,
+    has_verdict: bool = True,
+    explains: bool = False,
+) -> None:
+    """Write the facts, the table, the verdict and the notes, and the definitions of its columns if `explains` is true.
 
     Raises the same errors as `write`.
     """
-    policies, verdict = figures["policies"], figures["verdict"]
-    shown = known(TERMINAL, policies)
-    labels = [policy["label"] for policy in policies]
+    policies = found.policies
+    shown = columns_of(TERMINAL, policies)
+    labels = [policy.route.label for policy in policies]
     width = width_of(stream)
     for spare in SPARE:
-        table = _table(shown, policies, labels, figures["n"])
+        table = _table(shown, policies, labels, found.n)
         if Console(width=sys.maxsize).measure(table).minimum <= width:
             break
-        shown = [column for column in shown if column is not spare]
-    notes = [f"{one['label']}: {found} of {one['n']:,}" for one in policies if (found := outcomes(one, UNUSUAL))]
-    notes += figures["notes"]
-    definitions = [(column.heading, DEFINITIONS[column.key]) for column in shown]
+        shown = [column for column in shown if column.name != spare]
+    unusual = {one.route.label: (outcomes(one, with_cut=False), one.n) for one in policies}
+    notes = [f"{label}: {counts} of {planned:,}" for label, (counts, planned) in unusual.items() if counts]
+    notes += found.notes
+    definitions = [(column.heading, figures.shown_figures()[column.name].definition) for column in shown]
     print_to(
         stream,
-        paragraph(f"{figures['dataset']}: {size_of(figures)}", "bold"),
+        paragraph(f"{found.dataset}: {size_of(found)}", "bold"),
         *(pairs(facts, "dim"), ""),
         table,
-        *(("", paragraph(sentence(figures), "bold")) if verdict else ()),
+        *(("", paragraph(sentence(found), "bold")) if has_verdict and found.verdict else ()),
         *(("", bullets(notes)) if notes else ()),
         *(("", pairs(definitions)) if explains else ()),
     )
 
 
-def write_comparison(comparison: Json, stream: TextIO) -> None:
-    """Write the comparison of two runs. Raises the same errors as `write`."""
-    entries, (first, second) = comparison["policies"], comparison["runs"]
-    names = " against ".join(dict.fromkeys(comparison["dataset"]))
-    count = max(entry["n"] for entry in entries)
+def write_comparison(comparison: Comparison, first: str, second: str, stream: TextIO) -> None:
+    """Write the comparison of the runs in two folders. Raises the same errors as `write`."""
+    entries = comparison.policies
+    count = max(entry.n for entry in entries)
+    names = " against ".join(map(str, dict.fromkeys(comparison.dataset)))
+    changes = [change for entry in entries for change in _changes(entry)]
     print_to(
         stream,
         *(paragraph(f"{names}: first {first}, second {second}", "bold"), ""),
-        *(_table(COMPARISON, entries, [*map(_pair_label, entries)], count), ""),
-        bullets([*(change for entry in entries for change in _changes(entry)), *comparison["notes"]]),
+        *(_table(known(COMPARISON, entries), entries, [*map(_pair_label, entries)], count), ""),
+        bullets([*changes, *comparison.notes]),
     )
 
 
-def size_of(figures: Json) -> str:
+def size_of(found: RunFigures) -> str:
     """Return a run's size, such as `40 of 500 problems x 3 samples, 2 at once`."""
-    whole = formatting.count(figures["dataset_size"], "problem")
-    problems = whole if figures["n"] == figures["dataset_size"] else f"{figures['n']:,} of {whole}"
-    samples = f" x {figures['samples']} samples" if figures["samples"] > 1 else ""
-    at_once = f", {figures['concurrency']} at once" if figures["concurrency"] > 1 else ""
+    whole = formatting.count(found.dataset_size, "problem")
+    problems = whole if found.n == found.dataset_size else f"{found.n:,} of {whole}"
+    samples = f" x {found.samples} samples" if found.samples > 1 else ""
+    at_once = f", {found.concurrency} at once" if found.concurrency > 1 else ""
     return problems + samples + at_once
 
 
-def _table(shown: Sequence[Column], records: Sequence[Json], labels: Sequence[str], num_problems: int) -> Table:
+def _table(shown: Sequence[Column[T]], records: Sequence[T], labels: Sequence[str], num_problems: int) -> Table:
     """Make a table with intervals below their figures, if there are enough problems for intervals."""
     cells = [[column.cell(record) for column in shown] for record in records]
     if num_problems < MIN_PROBLEMS:
@@ -213,18 +213,18 @@ def _table(shown: Sequence[Column], records: Sequence[Json], labels: Sequence[st
     return table_of(["policy", *(column.heading for column in shown)], rows, [True, *ranged])
 
 
-def _pair_label(entry: Json) -> str:
-    return " / ".join(dict.fromkeys((entry["first"], entry["second"])))
+def _pair_label(entry: PolicyComparison) -> str:
+    return " / ".join(dict.fromkeys((entry.first, entry.second)))
 
 
-def _changes(entry: Json) -> Iterator[str]:
-    for name in ("fixed", "broken"):
-        if ids := entry[name]:
+def _changes(entry: PolicyComparison) -> Iterator[str]:
+    for name, ids in (("fixed", entry.fixed), ("broken", entry.broken)):
+        if ids:
             named = ", ".join([*ids[:MAX_NAMES], *(["..."] if len(ids) > MAX_NAMES else [])])
             yield f"{_pair_label(entry)}, {name} ({len(ids)}): {named}"
-    if entry["only_first"] or entry["only_second"]:
-        counts = f"{entry['only_first']} only in the first run, {entry['only_second']} only in the second"
-        yield f"{entry['first']}: {counts}, not compared"
+    if entry.only_first or entry.only_second:
+        counts = f"{entry.only_first} only in the first run, {entry.only_second} only in the second"
+        yield f"{entry.first}: {counts}, not compared"
 
 
 # --- printing
@@ -278,11 +278,12 @@ MORE = "To get one, use more problems, a larger --minutes, --max-tokens 300 for 
 
 def write_advice(advice: Advice, stream: TextIO) -> None:
     """Write the table, the verdict and the next command. Raises the same errors as `write`."""
-    figures = advice.figures
-    if figures["n"]:
-        ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
-        write_table({**figures, "verdict": None}, [("costs", token_ratio_words(ratio, interval))] if ratio else [], stream)
-    texts = [alone(figures), sentence(figures), MORE if advice.confidence is None else ""]
+    found = advice.figures
+    if found.n:
+        ratio = found.token_ratio
+        facts = [("costs", token_ratio_words(ratio.value, ratio.interval))] if ratio.value else []
+        write_table(found, facts, stream, has_verdict=False)
+    texts = [alone(found), sentence(found), MORE if advice.confidence is None else ""]
     print_to(stream, "", paragraph(" ".join(filter(None, texts))), "")
     write(stream, f"  {advice.command}\n")
 

@@ -2,39 +2,45 @@
 
 from collections.abc import Iterator
 
-from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS
+from arbitrage_cli.evaluation.figures import PolicyFigures
+from arbitrage_cli.evaluation.metrics import RunFigures
+from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS, Basis, Candidate, Verdict
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE
-from arbitrage_cli.types import Json
+from arbitrage_cli.numbers.intervals import Ratio
+from arbitrage_cli.routing.policies import DRAFT_ALONE
+from arbitrage_cli.routing.route import Route
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
 FEW = 4  # a target that solves at most one problem in FEW is weak
 NAMED = 3  # the number of candidates in a sentence
 
 
-def sentence(figures: Json) -> str:
-    """Return sentences with the verdict, its confidence and the figures behind it."""
-    verdict = figures["verdict"]
-    if verdict["route"] != TARGET_ALONE.name:
-        adverb, chance = confidence(verdict["confidence"])
-        best = next(one for one in verdict["candidates"] if one["route"] == verdict["route"])
-        return f"{adverb} worth it ({chance}): {_effect(best, figures, 'reaches')}."
-    return " ".join((_opening(verdict), *_known(figures), _ending(verdict)))
-
-
-def alone(figures: Json) -> str:
-    """Return a sentence on the problems that the draft and the target solve alone, or "" if none were compared."""
-    draft = next((policy for policy in figures["policies"] if policy["policy"] == DRAFT_ALONE.name), None)
-    if not draft or draft["answers_same"] is draft["target_right"] is None:
+def sentence(figures: RunFigures) -> str:
+    """Return sentences with the verdict, its confidence and the figures behind it, or "" without a verdict."""
+    verdict = figures.verdict
+    if verdict is None:
         return ""
-    if draft["target_right"] is None:
-        return f"The draft alone gives the target's answer to {_of(draft['ratios']['answers_same'])}."
-    names = ("target_right", "answers_gained", "answers_lost")
-    right, gained, lost = (draft["ratios"][name]["numerator"] for name in names)
-    count = draft["ratios"]["target_right"]["denominator"]
-    only, advice = ("only ", "; consider a stronger target") if FEW * right <= count >= FEW else ("", "")
+    reason = _reason(figures, verdict)
+    if verdict.is_worth_it:
+        adverb, chance = confidence(verdict.confidence or 0.0)
+        return " ".join((f"{adverb} worth it ({chance}): {_effect(verdict.best, figures, 'reaches')}.", *reason))
+    return " ".join((_opening(verdict), *_known(figures, verdict), *reason, _ending(verdict)))
+
+
+def alone(figures: RunFigures) -> str:
+    """Return a sentence on the problems that the draft and the target solve alone, or "" if none were compared."""
+    draft = figures.of(Route(DRAFT_ALONE))
+    if not draft or not draft.target_right or not draft.answers_same:
+        return ""
+    right, same = draft.target_right, draft.answers_same
+    if right.value is None:
+        return "" if same.value is None else f"The draft alone gives the target's answer to {_of(same)}."
+    change = _numerator(draft.answers_gained) - _numerator(draft.answers_lost)
+    solved, count = round(right.numerator), round(right.denominator)
+    is_weak = FEW * solved <= count >= FEW
+    only, advice = ("only ", "; consider a stronger target") if is_weak else ("", "")
     problems = formatting.count(count, "problem")
-    return f"Of {problems}, the draft alone solves {right + gained - lost}, the target {only}{right}{advice}."
+    return f"Of {problems}, the draft alone solves {solved + change}, the target {only}{solved}{advice}."
 
 
 def confidence(probability: float) -> tuple[str, str]:
@@ -48,51 +54,61 @@ def token_ratio_words(ratio: float, interval: formatting.Bounds = None) -> str:
     return f"the target is {formatting.number(ratio)}x slower per token than the draft {formatting.number_range(interval)}".rstrip()
 
 
-def _opening(verdict: Json) -> str:
-    if verdict["confidence"] is None:
+def _reason(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
+    """Yield why a pair with prices is judged by its times."""
+    if figures.is_priced and verdict.basis == "time":
+        yield "This is judged by time, because prices are unavailable."
+
+
+def _opening(verdict: Verdict) -> str:
+    if verdict.confidence is None:
         return "No verdict yet."
-    adverb, chance = confidence(verdict["confidence"])
+    adverb, chance = confidence(verdict.confidence)
     return f"{adverb} ({chance})." if adverb == "Undecided" else f"{adverb} not worth it ({chance})."
 
 
-def _known(figures: Json) -> Iterator[str]:
-    """Yield sentences on what was measured and what is expected, the draft last."""
-    verdict = figures["verdict"]
-    ordered = sorted(verdict["candidates"][:NAMED], key=lambda one: one["policy"] == DRAFT_ALONE.name)
-    measured, expected = ([one for one in ordered if bool(one["num_problems"]) == is_run] for is_run in (True, False))
-    if measured:
-        effects = "; ".join(_effect(one, figures, "has") for one in measured)
-        yield f"Measured on {formatting.count(verdict['num_problems'], 'problem')}: {effects}."
-    if expected:
-        yield f"Expected, not measured: {'; '.join(_expected(one, figures) for one in expected)}."
-    if verdict["confidence"] is None and figures["token_ratio"]:
-        yield f"{token_ratio_words(figures['token_ratio']).capitalize()}."
+def _known(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
+    """Yield sentences on what was measured, on what was run without a result, and on what is expected, the draft last."""
+    named = sorted(verdict.candidates[:NAMED], key=lambda one: one.route.policy is DRAFT_ALONE)
+    if measured := [one for one in named if one.num_problems]:
+        counts = {one.num_problems for one in measured}
+        count = formatting.count(max(counts), "problem")
+        effects = [_effect(one, figures, "has", with_count=len(counts) > 1) for one in measured]
+        yield f"Measured on {'up to ' if len(counts) > 1 else ''}{count}: {'; '.join(effects)}."
+    if unfinished := [_name(one.route) for one in named if one.was_run and not one.num_problems]:
+        yield f"Tried, but without a problem that the target finished, too: {', '.join(unfinished)}."
+    if expected := [one for one in named if not one.was_run]:
+        yield f"Expected, not measured: {'; '.join(_expected(one, verdict.basis) for one in expected)}."
+    if verdict.confidence is None and figures.token_ratio.value:
+        yield f"{token_ratio_words(figures.token_ratio.value).capitalize()}."
 
 
-def _ending(verdict: Json) -> str:
-    if verdict["confidence"] is None:
-        if any(not one["is_measured"] and one["num_problems"] >= MIN_PROBLEMS for one in verdict["candidates"]):
+def _ending(verdict: Verdict) -> str:
+    if verdict.confidence is None:
+        if any(not one.is_measured and one.num_problems >= MIN_PROBLEMS for one in verdict.candidates):
             return "Answers cannot be compared; use questions with answers, or programs with tests."
         return f"A verdict needs at least {MIN_PROBLEMS} problems that each policy and the target finish."
-    return "Solve more problems, or use the target alone." if verdict["confidence"] < LIKELY else "Use the target alone."
+    return "Solve more problems, or use the target alone." if verdict.confidence < LIKELY else "Use the target alone."
 
 
-def _name(candidate: Json) -> str:
-    policy = POLICIES[candidate["policy"]]
-    if policy.phrase:
-        return policy.phrase
-    return f"{'routing with' if policy.routes_steps else 'policy'} {candidate['route']}"
+def _name(route: Route) -> str:
+    if route.policy.phrase:
+        return route.policy.phrase
+    return f"{'routing with' if route.policy.routes_steps else 'policy'} {route.name}"
 
 
-def _effect(candidate: Json, figures: Json, verb: str) -> str:
-    """Return the measured price, speed and answers of a candidate. The price comes first if the pair has prices."""
-    made = next(one for one in figures["policies"] if one["route"] == candidate["route"])
-    speed = f"{formatting.number(made['speedup'])}x the target's speed {formatting.number_range(made['speedup_interval'])}"
+def _effect(candidate: Candidate, figures: RunFigures, verb: str, *, with_count: bool = False) -> str:
+    """Return the measured price, speed and answers of a candidate. The price comes first if the pair is judged by it."""
+    made = figures.of(candidate.route)
+    if made is None:
+        raise ValueError(f"{candidate.route.name} was not measured")
+    speed = f"{formatting.number(made.speedup.value)}x the target's speed {formatting.number_range(made.speedup.interval)}"
     effect = f"{verb} {speed}"
-    if figures["is_priced"]:
-        beside = formatting.percent_range(made["saving_interval"])
-        effect = f"{_price(made['saving'])} {beside}".rstrip() + f", at {speed}"
-    return f"{_name(candidate)} {effect.rstrip()}, {_answers(made)}"
+    if figures.verdict and figures.verdict.basis == "price" and made.saving.value is not None:
+        beside = formatting.percent_range(made.saving.interval)
+        effect = f"{_price(made.saving.value)} {beside}".rstrip() + f", at {speed}"
+    count = f" on {formatting.count(candidate.num_problems, 'problem')}" if with_count else ""
+    return f"{_name(candidate.route)} {effect.rstrip()}{count}, {_answers(made)}"
 
 
 def _price(saving: float) -> str:
@@ -101,27 +117,35 @@ def _price(saving: float) -> str:
     return f"saves {formatting.percent(saving)} of the target's price"
 
 
-def _expected(candidate: Json, figures: Json) -> str:
-    ratio = candidate["ratio"]
-    effect = _price(1 - 1 / ratio) if figures["is_priced"] else f"has {formatting.number(ratio)}x the target's speed"
-    return f"{_name(candidate)} {effect}"
+def _expected(candidate: Candidate, basis: Basis) -> str:
+    if basis == "price":
+        return f"{_name(candidate.route)} {_price(1 - 1 / candidate.ratio)}"
+    return f"{_name(candidate.route)} has {formatting.number(candidate.ratio)}x the target's speed"
 
 
-def _answers(made: Json) -> str:
-    if POLICIES[made["policy"]].is_lossless:
+def _answers(made: PolicyFigures) -> str:
+    if made.route.policy.is_lossless:
         return "with the same output, except where two tokens are almost equally likely"
-    gained, lost, same = (made["ratios"][f"answers_{name}"] for name in ("gained", "lost", "same"))
+    graded, ungraded = _denominator(made.answers_lost), _denominator(made.answers_same)
+    gained, lost, same = map(_numerator, (made.answers_gained, made.answers_lost, made.answers_same))
     parts = []
-    if graded := lost["denominator"]:
-        parts.append(
-            f"{formatting.count(gained['numerator'], 'answer')} gained and {lost['numerator']:,} lost of {graded:,}"
-        )
-    if ungraded := same["denominator"]:
-        parts.append(f"{same['numerator']:,} of {formatting.count(ungraded, 'answer')} equal to the target's")
-    if rest := made["both_finished"] - graded - ungraded:
+    if graded:
+        parts.append(f"{formatting.count(gained, 'answer')} gained and {lost:,} lost of {graded:,}")
+    if ungraded:
+        parts.append(f"{same:,} of {formatting.count(ungraded, 'answer')} equal to the target's")
+    if rest := (made.both_finished or 0) - graded - ungraded:
         parts.append(f"{formatting.count(rest, 'answer')} that cannot be compared")
     return f"with {' and '.join(parts)}"
 
 
-def _of(ratio: Json) -> str:
-    return f"{ratio['numerator']} of {formatting.count(ratio['denominator'], 'problem')}"
+def _numerator(figure: Ratio | None) -> int:
+    """Return the numerator of a share of the answers."""
+    return round(figure.numerator) if figure else 0
+
+
+def _denominator(figure: Ratio | None) -> int:
+    return round(figure.denominator) if figure else 0
+
+
+def _of(figure: Ratio) -> str:
+    return f"{round(figure.numerator)} of {formatting.count(round(figure.denominator), 'problem')}"

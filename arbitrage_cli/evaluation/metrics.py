@@ -1,39 +1,63 @@
-"""Computes a run's figures as JSON: each policy's accuracy, time, routing and price, with confidence intervals.
+"""Computes a run's figures: each policy's accuracy, time, routing and price, with confidence intervals, and the verdict.
 
 Tables, reports and `--json` output show only these figures. Unknown figures are None.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 
 from arbitrage_cli.costs.pair import Prices
 from arbitrage_cli.evaluation import speed
-from arbitrage_cli.evaluation.verdict import Verdict, expected_effects, verdict
+from arbitrage_cli.evaluation.figures import Estimate, PolicyFigures, flat
+from arbitrage_cli.evaluation.verdict import Basis, Verdict, expected_effects, verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_FOR_RATIO, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import TARGET_ALONE
-from arbitrage_cli.runs.records import LIMITS, tau_in_json
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.records import LIMITS
 from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired, results_by_policy, sums_by_problem
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import Fields, Json
+from arbitrage_cli.types import Json, frozen
 
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
 
-COMPARED = (
-    *("accuracy_difference", "accuracy_difference_interval"),
-    *("answers_gained", "answers_lost", "answers_same", "target_right", "both_finished"),
-)
+
+@frozen
+class RunFigures:
+    """The figures of a run of `bench` or `advise`.
+
+    `token_ratio` is the cost of a decoded target token in draft tokens. `is_priced` is true if the models have prices.
+    Without routing or speculation, a benchmark has no verdict.
+    """
+
+    schema: int
+    dataset: str | None
+    dataset_sha256: str | None
+    dataset_size: int
+    n: int
+    samples: int
+    concurrency: int
+    is_priced: bool
+    policies: Sequence[PolicyFigures]
+    token_ratio: Estimate
+    notes: Sequence[str]
+    verdict: Verdict | None
+
+    def of(self, route: Route) -> PolicyFigures | None:
+        return next((one for one in self.policies if one.route == route), None)
+
+    def to_json(self) -> Json:
+        return flat(self) | {
+            "policies": [one.to_json() for one in self.policies],
+            "notes": [*self.notes],
+            "verdict": self.verdict.to_json() if self.verdict else None,
+        }
 
 
-def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None) -> Json:
-    """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
-    return judged(run, results, prices)[0]
-
-
-def judged(run: Run, results: Iterable[Result], prices: Prices | None = None) -> tuple[Json, Verdict | None]:
-    """Return all figures of a run, and the verdict. Without routing or speculation, a benchmark has no verdict."""
+def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None) -> RunFigures:
+    """Return all figures of a run, and the verdict. Raises the same errors as `results_by_policy`."""
     policies, whole = results_by_policy(run, results), run
     if run.skips_attempts:
         run, policies = _attempted(run, policies)
@@ -41,27 +65,34 @@ def judged(run: Run, results: Iterable[Result], prices: Prices | None = None) ->
     target = next((policy for policy in policies if policy.policy is TARGET_ALONE and policy.results), None)
     prices = prices or run.decided.prices
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
-    ratio, ratio_interval = speed.token_ratio(run, policies)
-    found = {
-        "schema": SCHEMA,
-        "dataset": run.dataset and run.dataset.name,
-        "dataset_sha256": run.dataset and run.dataset.sha256,
-        "dataset_size": run.dataset and run.dataset.count,
-        "n": len(run.levels),
-        "samples": run.samples,
-        "concurrency": run.decided.concurrency,
-        "is_priced": prices is not None,
-        "policies": made,
-        "token_ratio": ratio,
-        "token_ratio_interval": ratio_interval,
-        "notes": [
+    is_judged = target and any(one.policy.is_candidate and one.policy.uses_both for one in policies)
+    decided = _verdict(whole, made, prices) if is_judged or run.skips_attempts else None
+    return RunFigures(
+        schema=SCHEMA,
+        dataset=run.dataset.name if run.dataset else None,
+        dataset_sha256=run.dataset.sha256 if run.dataset else None,
+        dataset_size=run.dataset.count if run.dataset else 0,
+        n=len(run.levels),
+        samples=run.samples,
+        concurrency=run.decided.concurrency,
+        is_priced=prices is not None,
+        policies=tuple(made),
+        token_ratio=speed.token_ratio(run, policies),
+        notes=(
             *_notes(run, policies, made, has_target=target is not None, has_prices=prices is not None),
             *run.warnings,
-        ],
-    }
-    is_judged = target and any(one.policy.is_candidate and one.policy.uses_both for one in policies)
-    decided = verdict(found, expected_effects(whole, prices)) if is_judged or run.skips_attempts else None
-    return found | {"verdict": decided and asdict(decided)}, decided
+        ),
+        verdict=decided,
+    )
+
+
+def _verdict(run: Run, made: Sequence[PolicyFigures], prices: Prices | None) -> Verdict | None:
+    """Return the verdict by price if the models have prices and those of all finished attempts are known, or by time."""
+    compared = [one for one in made if one.both_finished and one.route.policy.is_candidate]
+    is_known = all(one.price_ratio.value is not None for one in compared)
+    basis: Basis = "price" if prices and is_known else "time"
+    expected = expected_effects(run, prices if basis == "price" else None)
+    return verdict(made, expected, samples=run.samples, basis=basis)
 
 
 def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[PolicyResults]]:
@@ -71,80 +102,64 @@ def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[P
     return run.changed(levels={name: level for name, level in run.levels.items() if name in ids}), made
 
 
-def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> Json:
-    found = _with_ratios(
-        accuracy(policy.results.values(), len(run.levels) * run.samples)
-        | compared_with_target(policy, target)
-        | speed.latency(policy, target, run.decided.unit_costs, has_clock=run.decided.concurrency == 1)
-        | _routing(policy)
-        | speed.price_figures(policy, target, run, prices)
-    )
-    if found["accuracy"] is None:
-        found |= dict.fromkeys(("accuracy_difference", "accuracy_difference_interval"))
-    return {
-        "policy": policy.policy.name,
-        "route": policy.route.name,
-        "tau": tau_in_json(policy.route.tau),
-        "tau_name": policy.route.tau_name,
-        "label": policy.route.label,
-        "score_is": policy.policy.score_is or None,
-        **found,
-    }
+def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> PolicyFigures:
+    found = with_accuracy(PolicyFigures(policy.route), policy.results.values(), len(run.levels) * run.samples)
+    found = with_comparison(found, policy, target)
+    found = speed.with_times(found, policy, target, run.decided.unit_costs, has_clock=run.decided.concurrency == 1)
+    found = _with_steps(found, policy)
+    found = speed.with_prices(found, policy, target, run, prices) if prices else found
+    return found if found.accuracy.value is not None else replace(found, accuracy_difference=Estimate())
 
 
-def _with_ratios(figures: Fields) -> Json:
-    """Replace each `Ratio` with its value, and store its numerator and denominator under the key `ratios`."""
-    ratios = {name: asdict(figure) for name, figure in figures.items() if isinstance(figure, Ratio)}
-    values = {name: figure.value if isinstance(figure, Ratio) else figure for name, figure in figures.items()}
-    return values | {"ratios": ratios}
-
-
-def accuracy(results: Collection[Result], planned: int) -> Json:
-    """Return the outcome counts of all `planned` attempts, and the accuracy of the attempts made so far.
+def with_accuracy(figures: PolicyFigures, results: Collection[Result], planned: int) -> PolicyFigures:
+    """Return the figures with the outcome counts of all `planned` attempts, and the accuracy of the attempts made so far.
 
     The accuracy is unknown if no answer was graded. If all attempts failed, it is 0.
     """
     counts = Counter[str](result.outcome for result in results)
     counted = () if counts["unscored"] and not counts["correct"] + counts["incorrect"] else results
-    return {
-        "n": planned,
-        **{name: counts[name] for name in ("correct", "incorrect", "unscored")},
-        "errors": counts["error"],
-        "missing": planned - len(results),
-        "cut": cut_by_limit(result for result in results if result.is_done).total(),
-        "accuracy": Ratio(counts["correct"], len(counted)),
-        "accuracy_interval": _interval(counted),
-    }
+    return replace(
+        figures,
+        n=planned,
+        correct=counts["correct"],
+        incorrect=counts["incorrect"],
+        unscored=counts["unscored"],
+        errors=counts["error"],
+        missing=planned - len(results),
+        cut=cut_by_limit(result for result in results if result.is_done).total(),
+        accuracy=Estimate(Ratio(counts["correct"], len(counted)), _interval(counted)),
+    )
 
 
 def cut_by_limit(results: Iterable[Result]) -> Counter[str]:
     return Counter(flag for result in results if (flag := LIMITS.get(result.stop or "")))
 
 
-def compared_with_target(policy: PolicyResults, target: PolicyResults | None) -> Json:
-    """Compare the accuracy, answers and texts of a policy with those of the target alone.
+def with_comparison(figures: PolicyFigures, policy: PolicyResults, target: PolicyResults | None) -> PolicyFigures:
+    """Return the figures with those that compare the accuracy and the answers of a policy with those of the target alone.
 
-    All figures are None for the target itself, or if the run has no target. Answers are gained or lost where the target's
-    answer has a grade. Elsewhere, they are the same as the target's or differ from it. Failed attempts are not compared, and
-    neither are answers with those that the target could not finish within a limit.
+    The target itself is not compared. Answers are gained or lost where the target's answer has a grade. Elsewhere, they are
+    the same as the target's or differ from it. Failed attempts are not compared, and neither are answers with those that the
+    target could not finish within a limit.
     """
     if target is None or target is policy:
-        return dict.fromkeys(COMPARED)
+        return figures
     pairs = paired(policy, target)
     done = [(own, other) for own, other in pairs if own.is_done and other.is_done and other.stop not in LIMITS]
     graded = [(own, other) for own, other in done if other.is_graded]
     same = [own.same_as_target for own, other in done if not other.is_graded and own.same_as_target is not None]
     lost = sum(other.is_correct and not own.is_correct for own, other in graded)
     gained = sum(own.is_correct and not other.is_correct for own, other in graded)
-    return {
-        "accuracy_difference": Ratio(sum(own.is_correct - other.is_correct for own, other in pairs), len(pairs)),
-        "accuracy_difference_interval": difference_interval(pairs),
-        "answers_gained": Ratio(gained, len(graded)),
-        "answers_lost": Ratio(lost, len(graded)),
-        "answers_same": Ratio(sum(same), len(same)),
-        "target_right": Ratio(sum(other.is_correct for _, other in graded), len(graded)),
-        "both_finished": len(done),
-    }
+    difference = Ratio(sum(own.is_correct - other.is_correct for own, other in pairs), len(pairs))
+    return replace(
+        figures,
+        accuracy_difference=Estimate(difference, difference_interval(pairs)),
+        answers_gained=Ratio(gained, len(graded)),
+        answers_lost=Ratio(lost, len(graded)),
+        answers_same=Ratio(sum(same), len(same)),
+        target_right=Ratio(sum(other.is_correct for _, other in graded), len(graded)),
+        both_finished=len(done),
+    )
 
 
 def difference_interval(pairs: Pairs) -> Interval | None:
@@ -178,33 +193,34 @@ def _effective_count(values: Sequence[tuple[str, int]]) -> float:
     return float(min(count, count**2 * spread / between)) if between else float(count)
 
 
-def _routing(policy: PolicyResults) -> Json:
-    total = policy.tally
-    draft, target = total.draft_cost, total.target_cost
-    return {
-        "acceptance_rate": Ratio(total.accepted_steps, total.drafted_steps),
-        "stopped_early_rate": Ratio(total.stopped_steps, total.drafted_steps),
-        "called_rate": Ratio(sum(result.tally.target_steps > 0 for result in policy.done), len(policy.done))
-        if policy.policy.compares_answers
-        else None,
-        "wasted_draft_tokens": total.wasted_tokens,
-        "thinking_tokens_mean": _rate(total.thinking_tokens, len(policy.done)),
-        "draft_tokens_per_second": _rate(draft.decode_tokens, draft.decode_seconds),
-        "target_tokens_per_second": _rate(target.decode_tokens, target.decode_seconds),
-    }
+def _with_steps(figures: PolicyFigures, policy: PolicyResults) -> PolicyFigures:
+    total, done = policy.tally, policy.done
+    called = sum(result.tally.target_steps > 0 for result in done)
+    return replace(
+        figures,
+        acceptance_rate=Ratio(total.accepted_steps, total.drafted_steps),
+        stopped_early_rate=Ratio(total.stopped_steps, total.drafted_steps),
+        called_rate=Ratio(called, len(done)) if policy.policy.compares_answers else None,
+        wasted_draft_tokens=total.wasted_tokens,
+        thinking_tokens_mean=_rate(total.thinking_tokens, len(done)),
+        draft_tokens_per_second=_rate(total.draft_cost.decode_tokens, total.draft_cost.decode_seconds),
+        target_tokens_per_second=_rate(total.target_cost.decode_tokens, total.target_cost.decode_seconds),
+    )
 
 
 def _rate(tokens: int, per: float) -> Ratio | None:
     return Ratio(tokens, per) if tokens else None
 
 
-def _differs_by_clock(policy: Fields) -> bool:
-    computed, clock = policy["speedup"], policy["measured_speedup"]
-    return bool(computed and clock) and not 1 / MAX_RATIO <= clock / computed <= MAX_RATIO
+def _differs_by_clock(policy: PolicyFigures) -> bool:
+    computed, clock = policy.speedup.value, policy.measured_speedup.value
+    if not computed or not clock:
+        return False
+    return not 1 / MAX_RATIO <= clock / computed <= MAX_RATIO
 
 
 def _notes(
-    run: Run, policies: Sequence[PolicyResults], made: Sequence[Fields], *, has_target: bool, has_prices: bool
+    run: Run, policies: Sequence[PolicyResults], made: Sequence[PolicyFigures], *, has_target: bool, has_prices: bool
 ) -> Iterator[str]:
     done = [result for policy in policies for result in policy.done]
     for flag, count in sorted(cut_by_limit(done).items()):
@@ -214,17 +230,18 @@ def _notes(
         yield f"{run.decided.concurrency} problems were solved at once. Times are computed for one problem at a time."
     if (samples := run.samples) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
-    if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
+    if clock := [
+        f"{one.route.label} {formatting.number(one.measured_speedup.value)}" for one in made if _differs_by_clock(one)
+    ]:
         reason = "because other programs affect wall-clock times"
         yield f"Speed-ups are computed from the counted work, {reason}. Wall-clock speed-ups: {', '.join(clock)}."
-    if any(
-        policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != TARGET_ALONE.name for policy in made
-    ):
+    compared = [one for one in made if one.speedup.value is not None]
+    if any(one.speedup.interval is None and one.route.policy is not TARGET_ALONE for one in compared):
         yield f"Speed-ups on fewer than {MIN_FOR_RATIO} problems are approximate and have no interval; use more problems."
-    failed = [f"{policy['errors']} for {policy['label']}" for policy in made if policy["errors"]]
-    if failed and any(policy["speedup"] for policy in made):
+    failed = [f"{one.errors} for {one.route.label}" for one in made if one.errors]
+    if failed and compared:
         yield f"Speed-ups and the verdict exclude problems with failed attempts: {', '.join(failed)}."
-    missing = sum(policy["missing"] for policy in made)
+    missing = sum(one.missing for one in made)
     if missing and not run.skips_attempts:
         yield (
             f"The run is incomplete: {formatting.count(missing, 'attempt')} missing. Accuracy covers only the attempts made, "
@@ -232,7 +249,7 @@ def _notes(
         )
     if not has_target:
         yield "Speed-ups and differences are unavailable, because the run has no results for the target policy."
-    uncounted = [one["label"] for one in made if one["price"] is None and one["seconds_mean"] is not None]
+    uncounted = [one.route.label for one in made if one.price is None and one.seconds_mean and one.seconds_mean.denominator]
     if has_prices and uncounted:
         which = "Prices" if len(uncounted) == len(made) else f"The prices of {', '.join(uncounted)}"
         yield f"{which} are unavailable, because a server did not report all token counts."

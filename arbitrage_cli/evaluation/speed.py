@@ -12,18 +12,18 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from arbitrage_cli.costs.pair import PairCosts, Prices, has_prompts
+from arbitrage_cli.evaluation.figures import Estimate, Factor, PolicyFigures
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.numbers.intervals import Interval, Ratio, log_ratio
+from arbitrage_cli.numbers.intervals import Ratio, log_ratio
 from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired_done, sums_by_problem
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import ByRole, Json, ModelRole
+from arbitrage_cli.types import ByRole, ModelRole
 
 PHASES = ("prefill", "decode", "verify")
 DISTURBED = 2.0  # the factor by which a disturbed step is slower or faster than the usual step
@@ -31,18 +31,6 @@ NEIGHBOURS = 7  # steps before a place, and after it, that define the usual step
 LEAST_PRICE = 0.001  # of a policy in a ratio of prices, as a share of the target's price
 BLOCKS = 4  # consecutive parts of a run whose speeds are compared
 MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the usual step
-
-LATENCY = ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
-"""The time figures: computed from the counted work or, with the prefix `measured_`, measured by the clock. `speedup_log_error`
-is the standard error of the logarithm of the speed-up. It includes the error of the unit costs."""
-PRICED = (
-    "price",
-    "price_ratio",
-    "price_ratio_log_error",
-    "price_ratio_interval",
-    "saving",
-    "saving_interval",
-)  # figures that need prices
 
 Units = ByRole[UnitCosts]
 WorkKind = tuple[ModelRole, str, bool] | Literal["score", "program"]
@@ -132,6 +120,13 @@ def _scale(own: Sequence[Portion], everything: Sequence[Portion]) -> float:
     return total / math.fsum(piece.expected for piece in own)
 
 
+def work(result: Result, units: Units) -> float | None:
+    """Return the seconds of the models' counted work at these unit costs, or None if a model has none."""
+    if not {role for role, _ in result.steps} <= units.keys():
+        return None
+    return math.fsum(piece.expected for kind, piece in _pieces(result, units) if isinstance(kind, tuple))
+
+
 def change_of_speed(results: Sequence[Result], units: Units) -> float:
     """Return the standard deviation of the logarithm of the models' speed between parts of a run, in the order of its rows."""
     logs = []
@@ -158,52 +153,66 @@ def _written(result: Result) -> list[tuple[ModelRole, int, int, int]]:
     return [(role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches) for role, cost in result.steps]
 
 
-def token_ratio(run: Run, policies: Iterable[PolicyResults]) -> tuple[float | None, Interval | None]:
-    """Return the cost of a decoded target token in draft tokens in this run, with an interval.
+def token_ratio(run: Run, policies: Iterable[PolicyResults]) -> Estimate:
+    """Return the cost of a decoded target token in draft tokens in this run.
 
-    Both are None if a model decoded nothing or has no measured unit costs.
+    It is unknown if a model decoded nothing or has no measured unit costs.
     """
     units = run.decided.unit_costs
     pieces = _by_kind(policies, units)
     decoded = {role: [*pieces.get((role, "decode", False), ()), *pieces.get((role, "decode", True), ())] for role in units}
     if not (costs := PairCosts.of(units)) or not all(decoded.values()):
-        return None, None
-    factor = _scale(decoded["target"], decoded["target"]) / _scale(decoded["draft"], decoded["draft"])
+        return Estimate()
+    target, draft = (_scale(decoded[role], decoded[role]) for role in ("target", "draft"))
     low, high = costs.token_ratio_interval
-    return factor * costs.token_ratio, (factor * low, factor * high)
+    ratio = Ratio(target * costs.target.decode, draft * costs.draft.decode)
+    return Estimate(ratio, (target / draft * low, target / draft * high))
 
 
-def latency(policy: PolicyResults, target: PolicyResults | None, units: Units, *, has_clock: bool) -> Json:
-    """Return the figures named LATENCY, computed from the counted work and, if `has_clock` is true, measured by the clock.
+def with_times(
+    figures: PolicyFigures, policy: PolicyResults, target: PolicyResults | None, units: Units, *, has_clock: bool
+) -> PolicyFigures:
+    """Return the figures with the times, computed from the counted work and, if `has_clock` is true, measured by the clock.
 
     Problems that are solved at once share the clock's time.
     """
-    pairs, found = paired_done(policy, target) if target else [], Json()
-    own, others = ([pair[side] for pair in pairs] for side in (0, 1))
+    pairs = paired_done(policy, target) if target else []
+    own = [result for result, _ in pairs]
+    others = [other for _, other in pairs]
     # The errors of different models are independent. The error of a model affects a speed-up as far as the model's shares of
     # the two times differ, so a policy that does the target's work has no such error.
     common = math.hypot(*(costs.error * (share_of(role, own) - share_of(role, others)) for role, costs in units.items()))
-    for prefix, seconds in {"": attrgetter("computed_seconds"), "measured_": attrgetter("seconds")}.items():
-        values: Iterable[Any] = [None] * len(LATENCY)
-        if has_clock or not prefix:
-            values = Ratio(math.fsum(map(seconds, policy.done)), len(policy.done)), *speedup(pairs, seconds, common)
-        found |= {f"{prefix}{name}": value for name, value in zip(LATENCY, values, strict=True)}
-    return found
+    count = len(policy.done)
+    computed = replace(
+        figures,
+        seconds_mean=Ratio(math.fsum(result.computed_seconds for result in policy.done), count),
+        speedup=speedup(pairs, lambda result: result.computed_seconds, common),
+    )
+    if not has_clock:
+        return computed
+    return replace(
+        computed,
+        measured_seconds_mean=Ratio(math.fsum(map(_clock_seconds, policy.done)), count),
+        measured_speedup=speedup(pairs, _clock_seconds, common),
+    )
 
 
-def speedup(
-    pairs: Pairs, cost: Callable[[Result], float], common: float = 0.0
-) -> tuple[Ratio | None, float | None, Interval | None]:
-    """Return the target's cost divided by the policy's cost, the standard error of its logarithm, and its interval.
+def _clock_seconds(result: Result) -> float:
+    """Return the wall-clock seconds of a finished attempt."""
+    return result.seconds or 0.0
+
+
+def speedup(pairs: Pairs, cost: Callable[[Result], float], common: float = 0.0) -> Factor:
+    """Return the target's cost divided by the policy's cost.
 
     The problems share an error with the standard deviation `common`. The target compared with itself has no interval.
     """
     if not pairs:
-        return None, None, None
+        return Factor()
     table = sums_by_problem(((own.key[0], [cost(target), cost(own)]) for own, target in pairs), 2)
     error, interval = log_ratio(table, common)
     is_target = all(own is target for own, target in pairs)
-    return Ratio(*(math.fsum(column) for column in table.T)), error, None if is_target else interval
+    return Factor(Ratio(*(math.fsum(column) for column in table.T)), None if is_target else interval, error)
 
 
 def share_of(role: ModelRole, results: Sequence[Result]) -> float:
@@ -212,27 +221,32 @@ def share_of(role: ModelRole, results: Sequence[Result]) -> float:
     return math.fsum(result.computed.get(role, 0.0) for result in results) / whole
 
 
-def price_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> Json:
-    """Return the mean price of an attempt, and the saving. Speculation that drafted no tokens has the target's price."""
+def with_prices(
+    figures: PolicyFigures, policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices
+) -> PolicyFigures:
+    """Return the figures with the mean price of an attempt, and the saving.
+
+    They stay unknown if a server did not report all tokens. Speculation that drafted no tokens has the target's price.
+    """
     if policy.policy.is_lossless and policy.done and not policy.tally.target_cost.verify_tokens:
         policy = target or policy
-    if prices is None or not counts_tokens(run, policy):
-        return dict.fromkeys(PRICED)
+    if not counts_tokens(run, policy):
+        return figures
 
     def price(result: Result) -> float:
         return math.fsum(own.of(result.tally.costs[role]) for role, own in prices.items())
 
-    ratio, error, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
-    return {
-        "price": Ratio(math.fsum(map(price, policy.done)), len(policy.done)),
-        "price_ratio": ratio.numerator / max(ratio.denominator, LEAST_PRICE * ratio.numerator)
-        if ratio and ratio.numerator
-        else None,
-        "price_ratio_log_error": error,
-        "price_ratio_interval": interval,
-        "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
-        "saving_interval": [1 - 1 / end for end in interval] if interval else None,
-    }
+    priced = replace(figures, price=Ratio(math.fsum(map(price, policy.done)), len(policy.done)))
+    found = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
+    if found.ratio is None or not found.ratio.numerator:  # nothing is saved against a free target
+        return priced
+    alone, own = found.ratio.numerator, found.ratio.denominator
+    saved = (1 - 1 / found.interval[0], 1 - 1 / found.interval[1]) if found.interval else None
+    return replace(
+        priced,
+        price_ratio=replace(found, ratio=Ratio(alone, max(own, LEAST_PRICE * alone))),
+        saving=Estimate(Ratio(alone - own, alone), saved),
+    )
 
 
 def counts_tokens(run: Run, policy: PolicyResults) -> bool:

@@ -8,6 +8,8 @@ at least -MAX_LOST of the target's right answers.
 Before the first problem, the expected effect of a policy decides only whether to try it. It follows from the costs or prices
 of tokens and from the router's card. Each finished problem adds evidence. A verdict has a probability only if it is based on
 policies with at least MIN_PROBLEMS finished and compared problems. `display.verdict` describes the verdict in words.
+
+If a server does not report all tokens of a policy that was run, its price is unknown, and the pair is judged by its times.
 """
 
 import math
@@ -16,18 +18,22 @@ from dataclasses import replace
 from functools import lru_cache
 from statistics import NormalDist
 from types import MappingProxyType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from arbitrage_cli.costs.pair import PairCosts, Prices, price_costs
+from arbitrage_cli.evaluation.figures import Factor, PolicyFigures, flat
 from arbitrage_cli.evaluation.speed import LEAST_PRICE
-from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers, Z
-from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE, Policy
+from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers, Ratio, Z
+from arbitrage_cli.routing.policies import DRAFT_ALONE, TARGET_ALONE
 from arbitrage_cli.routing.presets import TauTable
-from arbitrage_cli.routing.route import DEFAULT_TAU, Route, stored_route
+from arbitrage_cli.routing.route import DEFAULT_TAU, Route
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import WRITING, ByRole, Fields, frozen
+from arbitrage_cli.types import WRITING, ByRole, Fields, Json, frozen
+
+Basis = Literal["price", "time"]
+"""By what a pair is judged."""
 
 LOST_IF_DIFFERENT = 0.5, 0.5
 """The net loss per ungraded answer that differs from the target's: mean and standard deviation over pairs of models."""
@@ -76,8 +82,8 @@ class Expected:
 UNKNOWN = Expected()
 
 
-def expected_effects(run: Run, prices: Prices | None = None) -> dict[str, Expected]:
-    """Return the expected effect of each policy of a run, by route: on the price if there are prices, or on the time."""
+def expected_effects(run: Run, prices: Prices | None = None) -> dict[Route, Expected]:
+    """Return the expected effect of each route of a run: on the price if there are prices, or on the time."""
     decided = run.decided
     costs = price_costs(prices) if prices else PairCosts.of(decided.unit_costs)
     card = decided.router.card if decided.router else None
@@ -89,7 +95,7 @@ def effects_of(
     costs: PairCosts | None,
     card: Fields | None = None,
     models: ByRole[str | None] = MappingProxyType({}),
-) -> dict[str, Expected]:
+) -> dict[Route, Expected]:
     """Return the expected effect of each route. `models` contains checksums, and `card` is that of the router."""
     costs = costs if costs and costs.target.decode else None  # nothing is saved against a free target
     table = TauTable.from_json(card["taus"]) if card else None
@@ -97,7 +103,7 @@ def effects_of(
         table = table.at_costs(costs)
     is_own = card is not None and any(_is_pair(models, pair) for pair in card["pairs"])
     candidates = (route for route in routes if route.policy.is_candidate)
-    return {route.name: _expected(route, costs, table, is_own=is_own) for route in candidates}
+    return {route: _expected(route, costs, table, is_own=is_own) for route in candidates}
 
 
 def _expected(route: Route, costs: PairCosts | None, table: TauTable | None, *, is_own: bool) -> Expected:
@@ -157,19 +163,19 @@ SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
 
 
 ALONE = Expected(spread=0.0)  # the effect of the target alone
+TARGET = Route(TARGET_ALONE)
 
 
 @frozen
 class Candidate:
-    """A policy that may replace the target alone.
+    """A route that may replace the target alone.
 
-    `saves` and `is_safe` are the probabilities that the policy saves enough and that its net change is acceptable. `ratio` is
-    the target's time or price divided by the policy's: measured or, before the first problem, expected. `num_problems` counts
-    the problems that the policy and the target finished. A policy is measured if enough of them were compared.
+    `saves` and `is_safe` are the probabilities that the route saves enough and that its net change is acceptable. `ratio` is
+    the target's time or price divided by the route's: measured or, before the first problem, expected. `num_problems` counts
+    the problems that the route and the target finished. A route is measured if enough of them were compared.
     """
 
-    route: str
-    policy: str
+    route: Route
     ratio: float
     saves: float
     is_safe: float = 1.0
@@ -177,37 +183,46 @@ class Candidate:
     change_interval: Interval = (0.0, 0.0)
     num_problems: int = 0
     is_measured: bool = False
+    was_run: bool = False
 
     @property
     def confidence(self) -> float:
-        """The probability that the policy is worth using."""
+        """The probability that the route is worth using."""
         return self.saves * self.is_safe
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether the policy is not worth more problems. A policy that was tried needs MIN_PROBLEMS problems."""
+        """Whether the route is not worth more problems. A route that was tried needs MIN_PROBLEMS problems."""
         if self.is_measured:
             return self.confidence < HOPELESS
         return not self.num_problems and self.saves < HOPELESS
 
+    def to_json(self) -> Json:
+        return flat(self) | {"route": self.route.name, "policy": self.route.policy.name}
+
 
 @frozen
 class Verdict:
-    """The verdict on a pair: the policy to use, and the probability that this choice is right.
+    """The verdict on a pair: the route to use, and the probability that this choice is right.
 
-    `confidence` is None if the recommended policy is not measured. For the target alone, it is None if a policy that is
-    worth trying is not measured, or if only the draft is. `candidates` is sorted by confidence, highest first.
+    `confidence` is None if the recommended route is not measured. For the target alone, it is None if a route that is worth
+    trying is not measured, or if only the draft is. `candidates` is sorted by confidence, highest first.
     """
 
-    route: str  # "target" if no candidate is probably worth using
+    route: Route  # TARGET if no candidate is probably worth using
     confidence: float | None  # at least 0.5; the verdict is undecided below LIKELY
     num_problems: int
     candidates: tuple[Candidate, ...]
+    basis: Basis = "time"
 
     @property
     def best(self) -> Candidate:
         """The recommended candidate. The most promising candidate if the target alone is recommended."""
         return next((one for one in self.candidates if one.route == self.route), self.candidates[0])
+
+    @property
+    def is_worth_it(self) -> bool:
+        return self.route != TARGET
 
     @property
     def is_decided(self) -> bool:
@@ -216,37 +231,55 @@ class Verdict:
     @property
     def is_final(self) -> bool:
         """Whether the verdict is certain enough, and no other candidate might be clearly better."""
-        if self.route == TARGET_ALONE.name:
+        if self.is_worth_it:
+            chance = self.best.confidence
+        else:
             settled = all(one.is_measured or one.is_hopeless for one in self.candidates)
             chance = _chance_of_none(self.candidates) if settled else 0.0
-        else:
-            chance = self.best.confidence
         possible = [one for one in self.candidates if one.confidence > 1 - SURE]
         return chance >= SURE and not any(one.ratio > SIMILAR * self.best.ratio for one in possible)
 
+    def to_json(self) -> Json:
+        return flat(self) | {
+            "route": self.route.name,
+            "candidates": [one.to_json() for one in self.candidates],
+        }
 
-def verdict(figures: Fields, expected: Mapping[str, Expected]) -> Verdict | None:
-    """Return the verdict on a run. `expected` maps all routes, including those that were not run, to their expected effects.
+
+def verdict(
+    policies: Sequence[PolicyFigures],
+    expected: Mapping[Route, Expected],
+    *,
+    samples: int = 1,
+    basis: Basis = "time",
+) -> Verdict | None:
+    """Return the verdict on a run, given the figures of its policies, with `samples` attempts at each problem.
+
+    `expected` maps all routes, including those that were not run, to their expected effects.
 
     Return None if the target alone is the only policy.
     """
-    made = {stored_route(policy).name: policy for policy in figures["policies"] if "answers_lost" in policy["ratios"]}
-    routes = [route for route in dict.fromkeys((*expected, *made)) if _policy_of(route).is_candidate]
+    made = {one.route: _Evidence(one, samples, basis) for one in policies if one.both_finished is not None}
+    were_run = {one.route for one in policies if one.num_made or one.both_finished}
+    routes = [route for route in dict.fromkeys((*expected, *made)) if route.policy.is_candidate]
     effects = {route: expected.get(route, UNKNOWN) for route in routes}
-    effects |= {route: _updated(effects[route], made[route], figures) for route in routes if route in made}
-    lossless = [effects[route] for route in routes if _policy_of(route).is_lossless]
-    found = [_candidate(route, effects[route], lossless, made.get(route), figures) for route in routes]
+    effects |= {route: made[route].update(effects[route]) for route in routes if route in made}
+    lossless = [effects[route] for route in routes if route.policy.is_lossless]
+    least = 1 / (1 - MIN_SAVING) if basis == "price" else MIN_SPEEDUP
+    found = [_candidate(route, effects[route], lossless, made.get(route), least) for route in routes]
+    found = [replace(one, was_run=one.route in were_run) for one in found]
     candidates = tuple(sorted(_considered(found), key=lambda one: one.confidence, reverse=True))
     if not candidates:
         return None
     count = max(one.num_problems for one in candidates)
     if worth := [one for one in candidates if one.is_measured and one.confidence >= LIKELY]:
         best = _preferred(worth)
-        return Verdict(best.route, best.confidence, count, candidates)
+        return Verdict(best.route, best.confidence, count, candidates, basis)
     unmeasured = [one for one in candidates if not one.is_measured]
-    is_tried = any(one.is_measured and _policy_of(one.route) is not DRAFT_ALONE for one in candidates)
+    is_tried = any(one.is_measured and one.route.policy is not DRAFT_ALONE for one in candidates)
     is_known = not unmeasured or (is_tried and all(one.is_hopeless for one in unmeasured))
-    return Verdict("target", max(0.5, _chance_of_none(candidates)) if is_known else None, count, candidates)
+    chance = max(0.5, _chance_of_none(candidates)) if is_known else None
+    return Verdict(TARGET, chance, count, candidates, basis)
 
 
 def chance_of_saving(expected: Expected, other: Expected = ALONE, least: float = MIN_SPEEDUP) -> float:
@@ -294,56 +327,84 @@ def _chance_of_none(candidates: Sequence[Candidate]) -> float:
     return math.prod(1 - one.confidence for one in candidates)
 
 
-def _policy_of(route: str) -> Policy:
-    return POLICIES[route.partition("@")[0]]
+@frozen
+class _Evidence:
+    """What was measured of a route that was compared with the target, with `samples` attempts at each problem."""
+
+    made: PolicyFigures
+    samples: int
+    basis: Basis
+
+    @property
+    def factor(self) -> Factor:
+        """The ratio by which the route is judged."""
+        return self.made.price_ratio if self.basis == "price" else self.made.speedup
+
+    @property
+    def num_finished(self) -> int:
+        """The attempts that the route and the target finished."""
+        return self.made.both_finished or 0
+
+    @property
+    def num_compared(self) -> int:
+        """Those of them whose answers were compared. The text of a lossless policy needs no comparison."""
+        if self.made.route.policy.is_lossless:
+            return self.num_finished
+        return round(_count(self.made.target_right).denominator + _count(self.made.answers_same).denominator)
+
+    @property
+    def is_enough(self) -> bool:
+        return min(self.num_finished, self.num_compared) >= MIN_PROBLEMS * self.samples
+
+    @property
+    def drafts_nothing(self) -> bool:
+        """Whether this is speculation in which the draft wrote no tokens."""
+        return self.made.route.policy.speculates and self.made.draft_tokens_per_second is None
+
+    def update(self, expected: Expected) -> Expected:
+        """Return the expected effect of the route, updated by its figures. Each problem counts once."""
+        gained, lost = (_count(one).numerator / self.samples for one in (self.made.answers_gained, self.made.answers_lost))
+        right, graded = _problems(self.made.target_right, self.samples)
+        same, ungraded = _problems(self.made.answers_same, self.samples)
+        updated = after_answers(expected, gained, lost, ungraded - same, graded + ungraded)
+        if graded:
+            updated = replace(updated, right=(right + 1) / (graded + 2))  # rule of succession
+        if not self.factor.value:
+            return updated
+        return after_problems(updated, self.factor.value, self.factor.log_error, self.num_finished / self.samples)
 
 
-def _measured_ratio(made: Fields, figures: Fields) -> list[Any]:
-    """Return the ratio by which a policy is judged, the standard error of its logarithm, and its interval."""
-    name = "price_ratio" if figures["is_priced"] else "speedup"
-    return [made[f"{name}{suffix}"] for suffix in ("", "_log_error", "_interval")]
+def _count(figure: Ratio | None) -> Ratio:
+    return figure or Ratio(0, 0)
 
 
-def _answers(made: Fields) -> list[float]:
-    """Return the numbers of gained, lost, same and right answers, and those of graded and ungraded answers."""
-    ratios = made["ratios"]
-    names = "answers_gained", "answers_lost", "answers_same", "target_right"
-    counted = [ratios[name]["numerator"] for name in names]
-    return [*counted, ratios["target_right"]["denominator"], ratios["answers_same"]["denominator"]]
-
-
-def _updated(expected: Expected, made: Fields, figures: Fields) -> Expected:
-    """Return the expected effect of a policy, updated by its figures."""
-    samples = figures["samples"]
-    gained, lost, same, right, graded, ungraded = (count / samples for count in _answers(made))
-    updated = after_answers(expected, gained, lost, ungraded - same, graded + ungraded)
-    if graded:
-        updated = replace(updated, right=(right + 1) / (graded + 2))  # rule of succession
-    ratio, log_error, _ = _measured_ratio(made, figures)
-    return after_problems(updated, ratio, log_error, made["both_finished"] / samples) if ratio else updated
+def _problems(figure: Ratio | None, samples: int) -> tuple[float, float]:
+    """Return the numerator and the denominator of a share of the answers, in problems."""
+    counted = _count(figure)
+    return counted.numerator / samples, counted.denominator / samples
 
 
 def _candidate(
-    route: str, effect: Expected, lossless: Sequence[Expected], made: Fields | None, figures: Fields
+    route: Route, effect: Expected, lossless: Sequence[Expected], evidence: _Evidence | None, least: float
 ) -> Candidate:
-    """Return a candidate, given its updated effect, the effects of policies that lose nothing, and its figures, if any."""
-    policy, least = _policy_of(route), 1 / (1 - MIN_SAVING) if figures["is_priced"] else MIN_SPEEDUP
-    ratio, _, interval = _measured_ratio(made, figures) if made else (None, None, None)
-    saves = min(chance_of_saving(effect, other, least) for other in (ALONE, *([] if policy.is_lossless else lossless)))
-    if (interval or effect.interval)[0] <= 1:
+    """Return a candidate, given its updated effect, the effects of routes that lose nothing, and what was measured, if anything.
+
+    The ratio must be at least `least`, also beside lossless routes.
+    """
+    policy, factor = route.policy, evidence.factor if evidence else Factor()
+    others = [ALONE] if policy.is_lossless else [ALONE, *lossless]
+    saves = min(chance_of_saving(effect, other, least) for other in others)
+    if (factor.interval or effect.interval)[0] <= 1:
         saves = min(saves, UNSURE)
-    if ratio and policy.speculates and made and made["draft_tokens_per_second"] is None:
+    if evidence and factor.value and evidence.drafts_nothing:
         saves = 0.0
-    found = Candidate(route, policy.name, ratio or effect.ratio, saves)
+    found = Candidate(route, factor.value or effect.ratio, saves)
     if not policy.is_lossless:
         low, high = map(float, np.quantile(_net_changes(effect), [0.025, 0.975]))
         found = replace(found, is_safe=chance_of_small_loss(effect), change=effect.change, change_interval=(low, high))
-    if not made or not ratio:
+    if not evidence or not factor.value:
         return found
-    finished, samples = made["both_finished"], figures["samples"]
-    compared = finished if policy.is_lossless else sum(_answers(made)[-2:])
-    is_measured = min(finished, compared) >= MIN_PROBLEMS * samples
-    return replace(found, num_problems=finished // samples, is_measured=is_measured)
+    return replace(found, num_problems=evidence.num_finished // evidence.samples, is_measured=evidence.is_enough)
 
 
 def _preferred(candidates: Sequence[Candidate]) -> Candidate:
@@ -355,5 +416,5 @@ def _preferred(candidates: Sequence[Candidate]) -> Candidate:
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Omit a policy's lossy presets beside its lossless preset, because the advice would alternate between them."""
-    lossless = {one.policy for one in candidates if one.route.endswith(f"@{DEFAULT_TAU}")}
-    return [one for one in candidates if one.policy not in lossless or one.route.endswith(f"@{DEFAULT_TAU}")]
+    lossless = {one.route.policy for one in candidates if one.route.tau_name == DEFAULT_TAU}
+    return [one for one in candidates if one.route.policy not in lossless or one.route.tau_name == DEFAULT_TAU]

@@ -137,7 +137,7 @@ def test_the_report_shows_the_figures_of_the_advice(attempts: Pretend) -> None:
     made = advised(Options())
     contents = read_run_folder(Path("run"))
     assert made.figures == figures(contents.run, contents.results)
-    assert (made.figures["n"], any("missing" in note for note in made.figures["notes"])) == (6, False)
+    assert (made.figures.n, any("missing" in note for note in made.figures.notes)) == (6, False)
 
 
 def test_other_settings_begin_another_run(attempts: Pretend) -> None:

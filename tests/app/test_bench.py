@@ -326,7 +326,7 @@ def test_rollouts_are_billed_and_timed(here: Path, concurrency: int) -> None:
     """The price and the time of the oracle include the target's steps that only rate other steps."""
     bench(here, typed(**SCRIPTED, policy="oracle", concurrency=concurrency), reward="rollout")
     contents = read_run_folder(here / "run")
-    (oracle,) = metrics.figures(contents.run, contents.results, prices=parse_prices("target=0/1"))["policies"]
+    (oracle,) = metrics.figures(contents.run, contents.results, prices=parse_prices("target=0/1")).policies
     prices, seconds = list[int](), list[float]()
     for row in contents.rows:
         written = [one for step in row.steps for one in (step, step.discarded) if one and one.model == "target"]
@@ -335,8 +335,10 @@ def test_rollouts_are_billed_and_timed(here: Path, concurrency: int) -> None:
         assert row.timing.target == sum(costs, Cost())
         prices.append(row.timing.target.decode_tokens + row.timing.target.verify_kept)
         seconds.append(row.seconds)
-    assert oracle["price"] == pytest.approx(sum(prices) / 3e6)
-    assert oracle["seconds_mean"] >= sum(cost.seconds for row in contents.rows for cost in row.rollouts) / 3
+    assert oracle.price
+    assert oracle.price.value == pytest.approx(sum(prices) / 3e6)
+    assert oracle.seconds_mean
+    assert (oracle.seconds_mean.value or 0.0) >= sum(cost.seconds for row in contents.rows for cost in row.rollouts) / 3
 
 
 # --- a model that changes

@@ -17,17 +17,17 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.metrics import compared_with_target
-from arbitrage_cli.evaluation.speed import PRICED, latency
+from arbitrage_cli.evaluation.figures import PolicyFigures
+from arbitrage_cli.evaluation.metrics import with_comparison
+from arbitrage_cli.evaluation.speed import with_times
 from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, effects_of, verdict
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio
@@ -100,7 +100,7 @@ class Claim:
 
     @property
     def is_positive(self) -> bool:
-        return self.verdict.route != "target"
+        return self.verdict.is_worth_it
 
     @property
     def is_true(self) -> bool:
@@ -175,22 +175,12 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
         for one, answers in ((contest.kind, contest.policy), ("target", contest.target))
     )
     units: dict[ModelRole, UnitCosts] = {role: UnitCosts((cost,) * 5, cost / 10) for role, cost in contest.costs.items()}
-    found = {**compared_with_target(policy, target), **latency(policy, target, units, has_clock=True)}
-    entry: dict[str, Any] = {
-        "policy": contest.kind,
-        "tau": None,
-        "tau_name": None,
-        "route": contest.kind,
-        **dict.fromkeys(PRICED),
-        **{key: ratio.value if isinstance(ratio, Ratio) else ratio for key, ratio in found.items()},
-        "ratios": {key: asdict(ratio) for key, ratio in found.items() if isinstance(ratio, Ratio)},
-        "draft_tokens_per_second": 1.0,
-    }
+    compared = with_comparison(PolicyFigures(policy.route), policy, target)
+    entry = replace(with_times(compared, policy, target, units, has_clock=True), draft_tokens_per_second=Ratio(1, 1))
     effects = effects_of([Route(POLICIES[contest.kind])], PairCosts.of(units))
-    about = {"samples": 1, "is_priced": False}
-    decided = verdict({"policies": [entry], **about}, effects)
+    decided = verdict([entry], effects)
     assert decided is not None
-    return Claim(contest, decided, entry["speedup_interval"], decided.is_final)
+    return Claim(contest, decided, entry.speedup.interval, decided.is_final)
 
 
 def session(contest: Contest, dice: random.Random) -> tuple[Claim, Claim]:

@@ -83,7 +83,7 @@ def page_of(made: MadeUp, **options: Any) -> str:
     packer = TracePacker()
     run = as_run(json.loads(to_json(made.run)))  # as the file has it: no lone surrogates
     made_figures = metrics.figures(run, map(Result.of, packer.watch(map(parsed, made.rows))), **options)
-    return render(run, made_figures, packer.packed(made_figures["policies"]))
+    return render(run, made_figures, packer.packed(made_figures.policies))
 
 
 def page(made: MadeUp, **options: Any) -> Page:

@@ -1,23 +1,23 @@
 """The table of figures in a terminal: 80 columns, and sanitized text."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from cli import flat
-from made_up_runs import COLUMNS, MadeUp, as_run, describe, figures, make_run, results, run_of, unscored
+from made_up_runs import COLUMNS, MadeUp, as_run, describe, figures, make_run, results, run_of, typed_figures, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.display.table import (
-    DIFFERENCE,
-    PAGE,
-    PRICE,
-    known,
+    columns_of,
     write_comparison,
     write_table,
 )
 from arbitrage_cli.evaluation.comparison import compare_runs
+from arbitrage_cli.evaluation.figures import Estimate, shown_figures
+from arbitrage_cli.numbers.intervals import Ratio
 
 
 class Terminal(io.StringIO):
@@ -27,14 +27,14 @@ class Terminal(io.StringIO):
 
 def table(made: MadeUp, *, stream: io.StringIO | None = None, **options: Any) -> str:
     stream = stream or io.StringIO()
-    write_table(figures(made.run, made.rows, **options), [], stream)
+    write_table(typed_figures(made.run, made.rows, **options), [], stream)
     return stream.getvalue()
 
 
 def comparison(first: MadeUp, second: MadeUp) -> str:
     stream = io.StringIO()
     compared = compare_runs(as_run(first.run), results(first.rows), as_run(second.run), results(second.rows))
-    write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream)
+    write_comparison(compared, "runs/one", "runs/another-" + "x" * 60, stream)
     return stream.getvalue()
 
 
@@ -71,13 +71,10 @@ def test_table_has_a_line_for_each_policy_with_its_figures() -> None:
 def test_ungraded_answers_have_no_columns_or_charts() -> None:
     made = make_run(6, columns=[("target", None), ("entropy", 0.5)])
     ungraded = MadeUp(made.run, [unscored(row) for row in made.rows])
-    shown = figures(ungraded.run, ungraded.rows)
+    shown = typed_figures(ungraded.run, ungraded.rows).policies
     headings = table(ungraded).splitlines()[2].split()
-    assert headings[:3] == ["policy", "mean", "s"]
-    assert not {column.heading for column in known(PAGE["Accuracy and time"], shown["policies"])} & {
-        "accuracy",
-        "vs target, points",
-    }
+    assert headings[:3] == ["policy", "computed", "s"]
+    assert {column.name for column in columns_of(shown_figures(), shown)} & {"accuracy", "accuracy_difference"} == set()
 
 
 def test_other_outcomes_are_notes() -> None:
@@ -132,13 +129,23 @@ def test_few_problems_have_no_intervals() -> None:
 def test_differences_and_savings_have_their_intervals() -> None:
     made, prices = make_run(60), parse_prices("draft=0.02/0.10,target=0.60/2.40")
     text = table(made, prices=prices)
-    for policy in figures(made.run, made.rows, prices=prices)["policies"][1:]:
-        (_, difference), (_, saving) = (column.cell(policy) for column in (DIFFERENCE, PRICE[1]))
-        assert difference.startswith("[")
-        assert difference in text
-        assert saving in text
-        nearly_none = policy | {"accuracy_difference_interval": (-0.001, 0.05)}
-        assert DIFFERENCE.cell(nearly_none)[1] == "[+0 to +5]"
+    policies = typed_figures(made.run, made.rows, prices=prices).policies[1:]
+    difference, saving = columns_of(["accuracy_difference", "saving"], policies)
+    for policy in policies:
+        cells = [column.cell(policy)[1] for column in (difference, saving)]
+        assert [one.startswith("[") and one in text for one in cells] == [True, True]
+        nearly_none = replace(policy, accuracy_difference=Estimate(Ratio(0, 1), (-0.001, 0.05)))
+        assert difference.cell(nearly_none)[1] == "[+0 to +5]"
+
+
+def test_accuracies_on_other_numbers_of_problems_say_of_how_many() -> None:
+    """The differences are over the problems that both solved."""
+    made = make_run(6, columns=[("target", None), ("entropy", 0.5)])
+    rows = [row for row in made.rows if row["policy"] == "target" or row["id"] < "made-up-0003"]
+    assert "% of " not in table(made)
+    lines = table(MadeUp({**made.run, "skips_attempts": True}, rows)).splitlines()
+    (target,), (entropy,) = ([line for line in lines if line.startswith(name)] for name in ("target ", "entropy"))
+    assert ("% of 6 " in target, "% of 3 " in entropy) == (True, True)
 
 
 def test_comparison_fits() -> None:

@@ -15,7 +15,7 @@ COLUMNS = (("target", None), ("entropy", 0.5))
 
 
 def compared(first: MadeUp, second: MadeUp) -> dict[str, Any]:
-    return compare_runs(as_run(first.run), results(first.rows), as_run(second.run), results(second.rows))
+    return compare_runs(as_run(first.run), results(first.rows), as_run(second.run), results(second.rows)).to_json()
 
 
 def with_verdicts(made: MadeUp, verdicts: str, factor: float = 1.0) -> MadeUp:
@@ -64,7 +64,7 @@ def test_problems_are_paired_by_id() -> None:
     made = make_run(6, columns=[("target", None)])
     first, second = with_verdicts(made, "+++---", 2.0), with_verdicts(made, "++-+--", 1.0)
     (entry,) = compared(first, MadeUp(second.run, second.rows[::-1]))["policies"]
-    assert entry["correct"] == [3, 3]
+    assert entry["correct"] == (3, 3)
     assert {name: [one[-1] for one in entry[name]] for name in ("fixed", "broken")} == {"fixed": ["3"], "broken": ["2"]}
     (entry,) = compared(with_verdicts(made, "++++++", 2.0), second)["policies"]
     assert entry["accuracy_difference"] == pytest.approx(-0.5)
@@ -86,9 +86,38 @@ def test_what_makes_runs_less_comparable_is_noted() -> None:
     second.run["grader"] = "2"
     notes = compared(first, second)["notes"]
     assert all(
-        words in " ".join(notes) for words in ("settings differ: seed 0, then 1.", "machines", "versions of the grader")
+        words in " ".join(notes)
+        for words in (
+            "settings differ: seed 0, then 1.",
+            "processor made-up processor, then another",
+            "versions of the grader",
+        )
     )
     assert len(compared(first, first)["notes"]) == 1
+
+
+def test_each_thing_that_changes_the_times_is_named() -> None:
+    """And nothing else: neither what both runs share nor facts that change no time."""
+    first, second = make_run(2, columns=COLUMNS), make_run(2, columns=COLUMNS)
+    second.run["decided"]["models"]["draft"]["threads"] = 4
+    second.run["decided"]["machine"]["llama_cpp_python"] = "0.4"
+    second.run["decided"]["machine"]["python"] = "9"
+    second.run["created"] = "2026-11-27T10:00:00Z"
+    differing, load = compared(first, second)["notes"]
+    assert ("threads of the draft 2, then 4" in differing, "llama-cpp-python 0.3.36, then 0.4" in differing) == (True, True)
+    assert not any(name in differing for name in ("processor", "python 9", "target"))
+    assert ("2026-11-25" in load, "2026-11-27" in load) == (True, True)
+
+
+def test_counted_work_does_not_depend_on_the_load() -> None:
+    """The same work at another speed. It is compared only for models that are the same files."""
+    made = make_run(20, columns=COLUMNS)
+    slow = with_verdicts(made, "+" * len(made.rows), 3.0)
+    for entry in compared(slow, made)["policies"]:
+        assert (entry["seconds_ratio"], entry["work_ratio"]) == (pytest.approx(3.0, rel=0.1), pytest.approx(1.0))
+    other = make_run(20, columns=COLUMNS)
+    other.run["decided"]["models"]["target"]["sha256"] = "2" * 64
+    assert compared(made, other)["policies"][0]["work_ratio"] is None
 
 
 def test_samples_are_paired() -> None:

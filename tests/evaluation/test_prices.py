@@ -41,6 +41,19 @@ def test_a_policy_with_unreported_prompt_tokens_has_no_price() -> None:
     assert shown["notes"]
 
 
+@pytest.mark.parametrize("is_reported", [True, False])
+def test_a_pair_is_judged_by_time_if_a_price_is_unknown(is_reported: bool) -> None:
+    """There is a verdict either way, as 24 problems were finished."""
+    made = make_run(24, columns=(("target", None), ("draft", None), ("entropy", -1.0)))
+    made.run["decided"]["models"]["target"]["served"] = {"facts": {"model": "toy"}}
+    for row in made.rows:
+        for step in row["steps"]:
+            report(step, 50 if is_reported or row["policy"] != "entropy" else 0)
+    found = figures(made.run, made.rows, prices=parse_prices("target=1/1"))["verdict"]
+    assert (found["basis"], found["confidence"] is not None) == ("price" if is_reported else "time", True)
+    assert {one["is_measured"] for one in found["candidates"]} == {True}
+
+
 @pytest.mark.parametrize(("verified", "is_same"), [(0, True), (3, False)])
 def test_speculation_that_drafts_nothing_has_the_price_of_the_target(verified: int, is_same: bool) -> None:
     made = make_run(15, columns=[("target", None), ("speculative", None)])

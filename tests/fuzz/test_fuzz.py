@@ -161,7 +161,7 @@ def test_rows_of_runs(finished_run: Path) -> None:
             path.write_bytes(data)
         with suppress(UsageError, DamagedRunError):
             contents = read_run_folder(finished_run)
-            json.dumps(figures(contents.run, contents.results), allow_nan=False)
+            json.dumps(figures(contents.run, contents.results).to_json(), allow_nan=False)
 
     fuzz(changed(results), check)
     fuzz(altered(json.loads(first)), lambda row: check(json.dumps(row).encode() + b"\n" + rest))

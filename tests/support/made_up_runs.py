@@ -232,7 +232,11 @@ def results(rows: Iterable[Mapping[str, Any]]) -> Iterator[Result]:
 
 
 def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
-    """The figures of a run with these rows."""
+    """The figures of a run with these rows, as JSON has them."""
+    return typed_figures(run, rows, **options).to_json()
+
+
+def typed_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], **options: Any) -> metrics.RunFigures:
     return metrics.figures(as_run(run), results(rows), **options)
 
 
