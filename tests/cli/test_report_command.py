@@ -13,7 +13,7 @@ from faults import essence, rows_of, write_problems, write_rows
 from made_up_runs import figures, make_run, unpacked, write_run_folder
 
 from arbitrage_cli.costs.pair import parse_prices
-from arbitrage_cli.display.table import DEFINITIONS
+from arbitrage_cli.evaluation.figures import shown_figures
 
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
 
@@ -43,7 +43,7 @@ def test_columns_of_the_table_are_defined_on_request(folder: Path) -> None:
     table, definitions = (flat(text) for text in shown.out.rsplit("\n\n", 1))
     for heading, name in {"accuracy": "accuracy", "speed-up": "speedup", "accepted": "acceptance_rate"}.items():
         assert heading in table
-        assert f"{heading} {DEFINITIONS[name]}" in definitions
+        assert f"{heading} {shown_figures()[name].definition}" in definitions
     for arguments in (["-o", "page.html"], ["--json"]):
         assert_refused(run("report", folder, "--explain", *arguments), 2, "--explain ")
 
