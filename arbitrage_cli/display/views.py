@@ -243,7 +243,7 @@ def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iter
     kept, discarded = decision.kept, decision.discarded
     color = CHOICES[decision.choice]
     is_same = wording.is_same(decision)
-    draft = f", {discarded.model} {discarded.num_tokens} {discarded.seconds:.2f} s" if discarded else ""
+    draft = f", {discarded.model} {wording.size(discarded)}" if discarded else ""
     facts = [
         (f"  {decision.choice or '':<8}", color),
         (f"  {wording.bar(decision, run)}", color),
