@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from cli import Result, pair_named_mine, run
@@ -32,6 +33,7 @@ from arbitrage_cli.inference.llama.binding import c
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files, read_pairs, router_file
 from arbitrage_cli.problems.datasets import load_dataset
@@ -41,7 +43,7 @@ from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.routing.router import digest_of_problem, load
+from arbitrage_cli.routing.router import TrainedModel, digest_of_problem, load
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.training.states import read_states
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
@@ -224,6 +226,26 @@ def test_collected_states_know_the_files_of_their_models(quick_path: Path) -> No
         facts = read_facts(find_files(f"builtin:{role}"))
         known = (pair[role].name, pair[role].architecture, pair[role].num_parameters, pair[role].vocabulary_size)
         assert known == (facts.name, facts.architecture, facts.num_parameters, facts.vocabulary_size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "noted"),
+    [({}, None), ({"sha256": "0" * 64}, "by name"), ({"sha256": "0" * 64, "num_parameters": 1}, "other models")],
+    ids=["the same files", "another quantization", "other models"],
+)
+def test_a_note_says_how_a_router_fits_the_models(quick_path: Path, changes: dict[str, Any], noted: str | None) -> None:
+    pair = dict[ModelRole, TrainedModel]()
+    for role in ROLES:
+        files = find_files(f"builtin:{role}")
+        facts = read_facts(files)
+        pair[role] = TrainedModel(
+            facts.name, sha256_of(files), facts.architecture, facts.num_parameters, facts.vocabulary_size
+        )
+    trained = {**pair, "draft": replace(pair["draft"], **changes)}
+    router = str(write_router(quick_path / "fits.safetensors", pair=trained))
+    shown = solve("5 + 6", "--draft", "builtin:draft", "--target", "builtin:target", "--router", router).err
+    notes = [words for words in ("by name", "other models") if words in shown]
+    assert notes == ([noted] if noted else [])
 
 
 @pytest.mark.parametrize("options", [("--think", "on"), ("--pair", "builtin-thinking")])

@@ -45,7 +45,8 @@ class ServedSetup(Record):
 class ModelSetup(Record):
     """What a model is, wherever it lies. `sha256` is None without GGUF files, and `costs` if the model was not measured.
 
-    The architecture, the number of parameters and the size of the vocabulary are what the files say. `name` is what users read: a file's name, a name on the Hub, the name of a built-in model, or that of a server's model.
+    The architecture, the number of parameters and the size of the vocabulary are what the files say. `name` is what users
+    read: a file's name, a name on the Hub, the name of a built-in model, or that of a server's model.
     `threads` is None on a server.
     """
 
