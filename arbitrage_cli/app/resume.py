@@ -304,6 +304,7 @@ def _unconfirmed(role: ModelRole, address: str, folder: Path) -> UsageError:
     return UsageError(
         f"{folder}: the {role} of this run is on {host}, a server that only this folder names",
         f"if you trust it, add --{role} URL with its address, or use another path (--output)",
+        option=role,
     )
 
 

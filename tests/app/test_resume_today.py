@@ -1,0 +1,181 @@
+"""What today's settings, pairs, files and servers are to a run that continues: each case has been wrong once."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import MATH, Shown, advised, bench, refused, solve, typed
+from fake_server import HashServer, on_loopback
+from faults import rows_of, run_json, write_problems
+from pairs_file import add_pair
+
+from arbitrage_cli.api import open_pair
+from arbitrage_cli.app.ask_advice import advise_pair
+from arbitrage_cli.app.options import AdviceOptions, Options
+from arbitrage_cli.app.request import ask
+from arbitrage_cli.app.start import open_session
+from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
+from arbitrage_cli.errors import DamagedRunError
+from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
+
+QUESTIONS = ("31 + 12", "5 * 7", "14 - 9 + 3", "27 + 2 * 6")
+CREATED = "2026-11-29T12:00:00+00:00"
+DRAFT = {"draft": "builtin:draft", "policy": "draft", "max_tokens": 24}
+
+
+@pytest.fixture(autouse=True)
+def here(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
+    monkeypatch.chdir(quick_path)
+    (quick_path / "arbitrage").mkdir()
+    write_problems(quick_path / "problems.jsonl", QUESTIONS)
+    return quick_path
+
+
+def stop_after(count: int, results: Path) -> None:
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:count]))
+
+
+def name_pair(**changes: Any) -> None:
+    """Write a pair of the built-in models, called mine, with these changes."""
+    (path := Path("arbitrage/pairs.toml")).unlink(missing_ok=True)
+    add_pair(path, replace(read_pairs()["builtin"], name="mine", policy=None, **changes))
+
+
+def texts(results: Path) -> list[str]:
+    return [row["text"] for row in rows_of(results.parent, results.name)]
+
+
+def test_the_file_that_was_checked_is_opened(here: Path, tiny: Mapping[str, Path]) -> None:
+    """Another model lies where the run's model lay."""
+    first = Path(shutil.copy(tiny["draft"], here / "draft.gguf"))
+    options = {"policy": "draft", "max_tokens": 16, "ctx": 256}
+    solve(here, typed(draft=str(first), **options))
+    whole = texts(here / "out.jsonl")
+    stop_after(2, here / "out.jsonl")
+    moved = first.rename(here / "mine.gguf")
+    shutil.copy(tiny["base"], first)
+    solve(here, typed(draft=str(moved), **options))
+    assert texts(here / "out.jsonl") == whole
+    stop_after(2, here / "out.jsonl")
+    assert refused(solve, here, typed(draft=str(first), **options)).option == "draft"
+
+
+def test_a_model_beside_one_that_was_typed_is_found_by_its_name(here: Path, tiny: Mapping[str, Path]) -> None:
+    for folder in ("old", "new"):
+        (here / folder).mkdir()
+    models = {role: Path(shutil.copy(tiny[role], here / "old" / f"{role}.gguf")) for role in ("draft", "target")}
+    options = {"policy": "draft,target", "max_tokens": 8, "ctx": 256}
+    bench(here, typed(**{role: str(path) for role, path in models.items()}, **options))
+    stop_after(3, here / "run" / "results.jsonl")
+    for path in models.values():
+        path.rename(here / "new" / path.name)
+    bench(here, typed(draft=str(here / "new" / "draft.gguf"), **options))
+    assert len(rows_of(here / "run")) == 8
+
+
+def test_settings_of_today_do_not_name_the_models_of_a_run(here: Path) -> None:
+    """A pair was typed when the run began, and a settings file names other models."""
+    bench(here, typed(pair="builtin", policy="draft", max_tokens=8))
+    stop_after(2, here / "run" / "results.jsonl")
+    set_today: dict[str, Any] = {"draft": "missing.gguf", "target": "scripted:target", "tau": "fast", "temperature": 0.9, "concurrency": 4}
+    again = bench(here, Options(**set_today))
+    assert (len(rows_of(here / "run")), again.session.concurrency) == (4, 1)
+
+
+def test_an_edited_pair_changes_nothing(here: Path) -> None:
+    """Neither its system prompt and template variables, also of a model on a server, nor its checker that is gone."""
+    with on_loopback(HashServer()) as address:
+        target = replace(read_pairs()["builtin"].target, source=address)
+        name_pair(target=target, system="Be brief.", chat_template_kwargs={"effort": "low"})
+        options = typed(pair="mine", policy="target", max_tokens=8)
+        solve(here, options)
+        stop_after(2, here / "out.jsonl")
+        name_pair(target=target, system="Be long.", chat_template_kwargs={"effort": "high"})
+        solve(here, options)
+    settings = [row["settings"] for row in rows_of(here, "out.jsonl")]
+    assert {(one["system"], one["chat_template_kwargs"]["effort"]) for one in settings} == {("Be brief.", "low")}
+
+    name_pair(check=ModelEntry("builtin:draft"))
+    solve(here, typed(pair="mine", policy="agree", max_tokens=8), output="checked.jsonl")
+    stop_after(2, here / "checked.jsonl")
+    name_pair(check=None)
+    solve(here, typed(pair="mine", policy="agree", max_tokens=8), output="checked.jsonl")
+    assert len(rows_of(here, "checked.jsonl")) == 4
+
+
+def test_advice_is_stored_for_the_settings_with_which_it_was_measured(here: Path) -> None:
+    given = AdviceOptions(dataset=str(here / "problems.jsonl"), output_folder=here / "run", minutes=1.0)
+    for values in ({"temperature": 0.8, "max_tokens": 32}, {}):
+        made, _ = advise_pair(typed(pair="builtin", **values), given, Shown())
+        assert "--temperature 0.8" in made.command
+    assert {one.pair.settings.get("temperature") for one in read_cache(tuned_file()).advice} <= {0.8}
+
+
+def test_notes_of_the_beginning_do_not_return() -> None:
+    keep_advice(tuned_file(), StoredAdvice(advised(ask(Options(), MATH)), "target", CREATED))
+    for count in (1, 0):
+        display = Shown()
+        solve(Path(), Options(), display=display)
+        assert sum("as advised" in note for note in display.notes) == count
+        stop_after(1, Path("out.jsonl"))
+
+
+def test_a_chat_follows_its_advice_whatever_the_concurrency_of_other_commands_is() -> None:
+    keep_advice(tuned_file(), StoredAdvice(advised(ask(Options(), MATH, use="chat")), "speculative", CREATED))
+    with open_session(ask(Options(concurrency=8), MATH, use="chat"), Shown()) as session:
+        assert session.route.policy.name == "speculative"
+
+
+def test_a_call_uses_the_checker_of_the_pair() -> None:
+    with open_pair(pair="builtin") as pair:
+        solution = pair.solve("What is 5 + 6?", policy="agree")
+    assert solution.check
+    assert "check" in solution.check.answers
+
+
+def test_a_folder_of_somebody_else_names_no_server(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloned repository has a run in the folder that is used by default. Its server gets neither key nor question."""
+    with on_loopback(server := HashServer()) as address:
+        options = {"draft": "builtin:draft", "policy": "target", "max_tokens": 8}
+        bench(here, typed(target=address, **options), output_folder=here / "runs" / "problems.jsonl--builtin")
+        solve(here, typed(target=address, **options))
+        for results in (here / "runs" / "problems.jsonl--builtin" / "results.jsonl", here / "out.jsonl"):
+            stop_after(2, results)
+        asked = sum(server.counts.values())
+        monkeypatch.setenv("ARBITRAGE_API_KEY", "sk-secret")
+        for given in ({}, {"pair": "builtin"}):
+            for call, more in ((solve, {}), (bench, {"output_folder": here / "runs" / "problems.jsonl--builtin"})):
+                error: Any = refused(call, here, typed(**given), **more)
+                place = f"{error.message} {error.hint}"
+                assert (error.option, address in place) == ("target", False), error
+        assert sum(server.counts.values()) == asked
+
+
+def test_another_address_of_the_same_server_continues(here: Path) -> None:
+    with on_loopback(HashServer()) as address:
+        options = {"draft": "builtin:draft", "policy": "target", "max_tokens": 8}
+        solve(here, typed(target=address, **options))
+        for other in (f"{address}/", address.replace("127.0.0.1", "localhost")):
+            stop_after(2, here / "out.jsonl")
+            solve(here, typed(target=other, **options))
+            assert len(rows_of(here, "out.jsonl")) == 4
+
+
+def test_an_impossible_option_in_run_json_is_damage(here: Path) -> None:
+    bench(here, typed(**DRAFT))
+    content = run_json(here / "run")
+    content["asked"]["options"]["max_tokens"] = True
+    (here / "run" / "run.json").write_text(json.dumps(content))
+    assert isinstance(refused(bench, here, Options()), DamagedRunError)
+
+
+def test_samples_and_a_limit_that_are_not_typed_are_those_of_the_run(here: Path) -> None:
+    bench(here, typed(**DRAFT, temperature=0.5), limit="2", samples=2)
+    stop_after(1, here / "run" / "results.jsonl")
+    bench(here, typed(**DRAFT))
+    assert len({(row["id"], row["sample"]) for row in rows_of(here / "run")}) == 4
