@@ -99,7 +99,9 @@ class Limits:
     @property
     def thinks(self) -> bool | None:
         """Whether solutions begin with thinking: False if the user turned it off, None if the models do not think by default."""
-        return True if self.think_tokens != 0 else False if self.is_thinking_chosen else None
+        if self.think_tokens != 0:
+            return True
+        return False if self.is_thinking_chosen else None
 
 
 @frozen

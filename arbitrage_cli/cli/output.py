@@ -61,7 +61,9 @@ def _choose_display(options: OutputOptions) -> Display:
         from arbitrage_cli.display.live import LiveScreen  # Rich is slow to import
 
         screen = LiveScreen(sys.stderr)
-    verbosity = 0 if options.quiet else 2 if options.debug else 1
+    verbosity = 2 if options.debug else 1
+    if options.quiet:
+        verbosity = 0
     return CommandDisplay(screen, sys.stdout, verbosity=verbosity)
 
 

@@ -7,7 +7,7 @@ of this command only.
 
 import os
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -104,7 +104,8 @@ def _checked(path: Path, place: str, table: Fields, command: Any) -> Json:
             error = unknown("setting", option, known)
             raise UsageError(f"{path}: {place}{error.message}", error.hint)
         if not isinstance(value, str | int | float):
-            kind = "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a date or time"
+            kinds: Mapping[type, str] = {dict: "a table", list: "a list"}
+            kind = kinds.get(type(value), "a date or time")
             hint = f'write the value as on the command line, in quotes: {option} = "..."'
             raise UsageError(f"{path}: {place}{option}: expected a text, a number, true or false; found {kind}", hint)
     return settings

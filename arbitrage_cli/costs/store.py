@@ -237,10 +237,11 @@ def threads_without_costs(source: str, load: LoadOptions) -> int:
 
     A model that fits in a processor's cache gets one thread, because several threads would mostly wait for each other.
     """
+    if load.threads:
+        return min(load.threads, logical_processors())
     size = sum(file.stat().st_size for file in local_files(source))
-    return (
-        min(load.threads, logical_processors()) if load.threads else (1 if 0 < size <= CACHED_BYTES else default_threads())
-    )
+    fits_in_cache = 0 < size <= CACHED_BYTES
+    return 1 if fits_in_cache else default_threads()
 
 
 def find_measurements(sources: ByRole[str], load: LoadOptions, note: Note = log.debug) -> dict[ModelRole, Tuned]:

@@ -75,7 +75,12 @@ def _verdict(card: Json) -> list[str]:
     for baseline, (_, low, high) in card["metrics"].get("leads", {}).items():
         better = low is not None and low > 0
         worse = high is not None and high < 0
-        baselines.setdefault("better than" if better else "worse than" if worse else "no better than", []).append(baseline)
+        how = "no better than"
+        if better:
+            how = "better than"
+        elif worse:
+            how = "worse than"
+        baselines.setdefault(how, []).append(baseline)
     if not baselines:
         return []
     *_, tested = card["data"]["parts"].values()

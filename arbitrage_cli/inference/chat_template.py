@@ -213,8 +213,10 @@ def cut_inside(text: str, matches: Iterable[re.Match[str]]) -> list[str]:
 
 def _any_of(texts: Iterable[str], *, overlapping: bool = False) -> re.Pattern[str]:
     found = sorted((text for text in texts if text), key=len, reverse=True)
+    if not found:
+        return re.compile("(?!)")  # matches nothing
     pattern = "(" + "|".join(map(re.escape, found)) + ")"
-    return re.compile((f"(?={pattern})" if overlapping else pattern) if found else "(?!)")
+    return re.compile(f"(?={pattern})" if overlapping else pattern)
 
 
 def _append_plain(segments: list[Segment], text: str) -> None:

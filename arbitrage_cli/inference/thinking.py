@@ -41,7 +41,9 @@ class ThinkFormat:
         """Return the phase that follows a prompt, given the text after the prompt's last message."""
         opened, closed = prompt_end.rfind(self.start), prompt_end.rfind(self.end)
         if self.ends_turns:
-            return "thoughts" if opened >= 0 else "answer" if self.skips in prompt_end else "open"
+            if opened >= 0:
+                return "thoughts"
+            return "answer" if self.skips in prompt_end else "open"
         if opened == closed:
             return "open"
         return "thoughts" if opened > closed else "answer"

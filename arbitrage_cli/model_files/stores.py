@@ -119,7 +119,11 @@ def _manifests(folder: Path, own_host: str) -> Iterator[str]:
     """Yield the shortest name of each manifest: `qwen2.5:7b`, `user/model:tag` or `hf.co/user/repo:quant`."""
     for path in folder.glob("*/*/*/*"):
         *places, model, tag = path.relative_to(folder).parts
-        shown = [] if places == [own_host, "library"] else places[1:] if places[0] == own_host else places
+        shown = places
+        if places == [own_host, "library"]:
+            shown = []
+        elif places[0] == own_host:
+            shown = places[1:]
         if _OLLAMA_NAME.fullmatch(name := "/".join([*shown, f"{model}:{tag}"])):
             yield name
 

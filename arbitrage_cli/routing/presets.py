@@ -80,6 +80,7 @@ class TauTable:
     early: tuple[TauRow, ...] = ()
 
     def row_at(self, tau: float, *, stops_early: bool = False) -> TauRow:
+        """Return the row whose tau is nearest, with or without early stops."""
         rows = self.early if stops_early and self.early else self.rows
         return min(rows, key=lambda row: abs(row.tau - min(max(tau, ALWAYS), NEVER)))
 
@@ -140,7 +141,7 @@ class TauTable:
         return f"the router was measured on {have} solutions; {more}"
 
     def faster_row(self, tau: float) -> TauRow:
-        """Return the row whose tau is nearest, with early stops if they save time."""
+        """Return the row whose tau is nearest, with early stops if they save time at this tau."""
         return self.row_at(tau, stops_early=self.early_stop_pays(tau))
 
     def early_stop_pays(self, tau: float) -> bool:

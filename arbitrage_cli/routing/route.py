@@ -144,16 +144,18 @@ class AvailableRouter:
         makes none by itself. Raises UsageError if there is no router.
         """
         table = TauTable.from_json(need_router(self.router).card.taus)
-        is_own = not self.is_universal
-        fixed = self.early_stop
-        if is_own and fixed is None and self.costs is None:
-            return table
-        table = table.followed(fixed if is_own or fixed is not None else False)
-        return table.at_costs(self.costs or (table.costs if is_own else None))
+        early_stop = self.early_stop
+        card_costs = table.costs
+        if self.is_universal:
+            early_stop = early_stop or False
+            card_costs = None
+        return table.followed(early_stop).at_costs(self.costs or card_costs)
 
     @property
     def costs_of(self) -> str:
-        return "the pair's prices" if self.is_priced else "this machine" if self.costs else "the router's card"
+        if self.is_priced:
+            return "the pair's prices"
+        return "this machine" if self.costs else "the router's card"
 
     def costs_for(self, routes: Iterable[Route]) -> str | None:
         """Return the costs on which presets are based, or None if no route is a preset."""
