@@ -82,7 +82,13 @@ def test_settings_of_today_do_not_name_the_models_of_a_run(here: Path) -> None:
     """A pair was typed when the run began, and a settings file names other models."""
     bench(here, typed(pair="builtin", policy="draft", max_tokens=8))
     stop_after(2, here / "run" / "results.jsonl")
-    set_today: dict[str, Any] = {"draft": "missing.gguf", "target": "scripted:target", "tau": "fast", "temperature": 0.9, "concurrency": 4}
+    set_today: dict[str, Any] = {
+        "draft": "missing.gguf",
+        "target": "scripted:target",
+        "tau": "fast",
+        "temperature": 0.9,
+        "concurrency": 4,
+    }
     again = bench(here, Options(**set_today))
     assert (len(rows_of(here / "run")), again.session.concurrency) == (4, 1)
 
