@@ -150,8 +150,8 @@ def by_least_likely_token(score_of: ScoreOf) -> Scorer:
 def by_reward() -> Scorer:
     """Return a scorer whose score is 1 minus the reward of the drafted step.
 
-    With rewards from a process reward model, the policy is RSD (arXiv 2501.19324). The paper accepts a step if its reward is
-    at least a threshold t, which corresponds to tau = 1 - t.
+    With rewards from a process reward model, the policy is RSD (arXiv 2501.19324). The paper's method accepts a step if its
+    reward is at least a threshold t, which corresponds to tau = 1 - t.
     """
 
     def score(trace: Trace, draft: Step) -> Generator[RateSteps, Any, float]:

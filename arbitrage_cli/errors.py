@@ -56,7 +56,7 @@ class ModelUnsupportedError(ModelError):
 
 
 class ModelMemoryError(ModelError):
-    """The model's weights or its context do not fit in memory."""
+    """The model's weights, or the weights with its context, do not fit in memory."""
 
 
 class HubError(ModelError):
@@ -100,7 +100,7 @@ class ConversationError(ProblemError):
 class ServerRequestError(ProblemError):
     """A request to the model's server failed.
 
-    `status` is the HTTP status, 408 after a timeout, 403 if a content filter ended the response, or 0 if there is no status.
+    `status` is the HTTP status. It is 408 after a timeout, 403 after a content filter, and 0 if there is none.
     """
 
     def __init__(self, message: str, hint: str = "", *, status: int = 0) -> None:

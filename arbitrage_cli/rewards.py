@@ -218,7 +218,7 @@ class Continuations:
 
 
 def with_rollouts(flow: Flow, continuations: Continuations) -> Flow:
-    """Yield a flow's requests, and answer those for rewards: 1 if the target's continuation of a step is right, as in Math-Shepherd.
+    """Yield a flow's requests. A step's reward is 1 if the target's continuation of the step is right, as in Math-Shepherd.
 
     The steps of the continuations are added to the trace's rollouts.
     """

@@ -53,7 +53,7 @@ TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
 ROUTED_STEPS, ROUTED_THINKING_STEPS = 100, 1000
 """The default step limits of routed solutions, without and with thinking."""
 THINK_TOKENS = 16384
-"""The default limit on tokens for solutions with thinking."""
+"""The default token limit for solutions with thinking."""
 
 MessageRole = Literal["user", "assistant"]
 

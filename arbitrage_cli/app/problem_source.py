@@ -325,7 +325,7 @@ def permitted(task: Task, run_code: RunCode | None) -> Task:
 
 
 def default_folder(dataset: str, models: Sequence[str], *, prefix: str = "", concurrency: int = 1) -> Path:
-    """Return the default run folder: `runs/math500--mine` or, at concurrency 8, `runs/math500--mine--concurrency-8`."""
+    """Return the default run folder, such as `runs/math500--mine`, or `runs/math500--mine--concurrency-8`."""
     names = [PurePath(name).name.removesuffix(".gguf") for name in models]
     suffix = "" if concurrency == 1 else f"--concurrency-{concurrency}"
     return Path("runs") / f"{prefix}{_file_name(PurePath(dataset).stem)}--{_file_name(*names)}{suffix}"

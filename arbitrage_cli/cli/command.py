@@ -33,7 +33,7 @@ CONFIG = Annotated[
         show_envvar=False,
         is_eager=True,  # before the options whose defaults it sets
         callback=use_settings,
-        help="Settings file. Default: config.toml in the settings folder, which arbitrage doctor shows.",
+        help="Settings file. Default: config.toml in the settings folder (see 'arbitrage doctor').",
     ),
 ]
 
@@ -158,7 +158,7 @@ def _help(text: str, hidden: Sequence[str]) -> str:
     """Join the lines of each docstring paragraph except examples, because Rich keeps line breaks. Name the hidden options."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     paragraphs = [part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs]
-    more = f"More options, described by arbitrage guide options: {', '.join(hidden)}"
+    more = f"More options (see 'arbitrage guide options'): {', '.join(hidden)}"
     return "\n\n".join(
         [*paragraphs, f"\b\n{textwrap.fill(more, HELP_COLUMNS, break_on_hyphens=False)}"] if hidden else paragraphs
     )

@@ -56,7 +56,7 @@ def report(
 ) -> None:
     """Show the figures of a run as a table. With -o FILE.html, write an HTML page with a chart and all traces.
 
-    Without a run, list the runs, newest first. Damaged rows are skipped, with a warning that names them.
+    If no run is given, list all runs, newest first. Damaged rows are skipped, with a warning that names them.
 
     \b
     Examples:

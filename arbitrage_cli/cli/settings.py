@@ -32,12 +32,12 @@ FLAGS_ONLY = ("--debug", "--config")
 
 
 def settings_file() -> Path:
-    """Return the settings file that is read without --config. It may not exist."""
+    """Return the settings file that is used if there is no --config. It may not exist."""
     return Path(os.environ.get(VARIABLE) or user_folder() / "config.toml")
 
 
 def use_settings(context: typer.Context, config: Path | None) -> Path:
-    """Use the settings as defaults of a command, and return the file. This is the callback of --config.
+    """Use the settings as defaults of a command, and return the file. This function is the callback for --config.
 
     Environment variables that set nothing are reported on standard error. Raises UsageError if the file cannot be read or if
     it has an unknown setting.

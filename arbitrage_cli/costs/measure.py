@@ -2,9 +2,9 @@
 
 Each model is measured with the number of threads at which it is fastest.
 
-Probes of all kinds and models take turns. The lower quartile of each kind's times is used, because other work on the machine
-can only add time. A probe follows a probe of another size or model, as during routing. The extra cost of a long context is
-not measured, because it is the same for all policies.
+Probes alternate between kinds and between models. The lower quartile of each kind's times is used, because other work on the
+machine can only add time. A probe follows a probe of another size or model, as during routing. The extra cost of a long
+context is not measured, because it is the same for all policies.
 """
 
 import math
@@ -148,7 +148,7 @@ def measure_and_keep(
     }
     if roles := [role for role, model in models.items() if model.is_disturbed]:
         costs = f"the token costs of {' and '.join(roles)} are approximate"
-        note(f"other programs disturbed the measurement, so {costs}; one thread is disturbed least: --threads 1")
+        note(f"other programs disturbed the measurement, so {costs}; a single thread is least affected: use --threads 1")
     try:
         keep_tuned(tuned_file(), [*models.values()])
     except OutputError as error:

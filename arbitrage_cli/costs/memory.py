@@ -44,7 +44,7 @@ class Part:
 class Need:
     """The need for the machine's memory (`host`) and for a GPU's own memory.
 
-    `most` is the largest useful number of concurrent problems, limited by the sequences of the models.
+    `most` is the largest useful number of concurrent problems, limited by the number of sequences that the models support.
     """
 
     host: Part

@@ -19,7 +19,7 @@ POLICY_OF = {"lowest logprob": "logprob-min", "mean logprob": "logprob"}  # of b
 MEASURES = {"auc": "AUC", "ece": "calibration error"}
 LEGEND = (
     ("calls", "escalated steps / all steps"),
-    ("wasted", "calls that gain nothing / calls"),
+    ("wasted", "share of calls that gain nothing"),
     ("caught", "steps worth escalating that are escalated / steps worth escalating"),
 )
 

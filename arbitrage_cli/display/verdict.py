@@ -34,7 +34,7 @@ def alone(figures: RunFigures) -> str:
         return ""
     right, same = draft.target_right, draft.answers_same
     if right.value is None:
-        return "" if same.value is None else f"The draft alone gives the target's answer to {_of(same)}."
+        return "" if same.value is None else f"The draft alone gives the same answer as the target to {_of(same)}."
     change = _numerator(draft.answers_gained) - _numerator(draft.answers_lost)
     solved, count = round(right.numerator), round(right.denominator)
     is_weak = FEW * solved <= count >= FEW

@@ -175,7 +175,7 @@ class PolicyFigures:
         ),
     ] = 0
     thinking_tokens_mean: Annotated[
-        Ratio | None, Shown("thinking", "number", STEPS, "Thinking tokens in kept steps / finished attempts.")
+        Ratio | None, Shown("thinking", "number", STEPS, "Thinking tokens in kept steps per finished attempt.")
     ] = None
     draft_tokens_per_second: Annotated[
         Ratio | None,

@@ -1,4 +1,4 @@
-"""Compares each policy's speed and price with those of the target alone. Seconds are computed, or those of the clock.
+"""Compares each policy's speed and price with those of the target alone. Seconds are computed, or measured by the clock.
 
 The amount of work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
 program handles. Only the time of the work is noisy. The unit costs are means over many steps. A disturbed step counts as a
@@ -36,7 +36,7 @@ Units = ByRole[UnitCosts]
 WorkKind = tuple[ModelRole, str, bool] | Literal["score", "program"]
 """A kind of work: scoring, the program's own work per token, or a model's prefill, decoding or verification.
 
-The last part of the tuple is true if another model wrote the previous step. Such a step may be slower.
+The last part of the tuple is true if another model wrote the previous step. A step after another model's step may be slower.
 """
 
 
@@ -174,7 +174,7 @@ def with_times(
 ) -> PolicyFigures:
     """Return the figures with the times, computed from the counted work and, if `has_clock` is true, measured by the clock.
 
-    Problems that are solved at once share the clock's time.
+    Problems that are solved concurrently share the elapsed time.
     """
     pairs = paired_done(policy, target) if target else []
     own = [result for result, _ in pairs]
@@ -205,7 +205,7 @@ def _clock_seconds(result: Result) -> float:
 def speedup(pairs: Pairs, cost: Callable[[Result], float], common: float = 0.0) -> Factor:
     """Return the target's cost divided by the policy's cost.
 
-    The problems share an error with the standard deviation `common`. The target compared with itself has no interval.
+    All problems share one error, whose standard deviation is `common`. The target compared with itself has no interval.
     """
     if not pairs:
         return Factor()

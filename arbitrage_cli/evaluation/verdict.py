@@ -415,6 +415,6 @@ def _preferred(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Omit a policy's lossy presets beside its lossless preset, because the advice would alternate between them."""
+    """Omit a policy's lossy presets if its lossless preset is present, because the advice would alternate between them."""
     lossless = {one.route.policy for one in candidates if one.route.tau_name == DEFAULT_TAU}
     return [one for one in candidates if one.route.policy not in lossless or one.route.tau_name == DEFAULT_TAU]

@@ -140,7 +140,7 @@ class Backend(Protocol):
 
     @property
     def template_variables(self) -> Fields:
-        """The variables in `LoadOptions`, and `bos_token` and `eos_token`."""
+        """The variables in `LoadOptions`, plus `bos_token` and `eos_token`."""
 
     @property
     def states(self) -> States | None:

@@ -336,7 +336,7 @@ class KvCache:
     def _reuse(self, slot: int, problem: Problem, prompt: list[int], num_shared: int) -> tuple[int, Problem]:
         """Drop the cached ids that the problem cannot reuse.
 
-        Returns the number of aligned ids among the others, and the first problem of the conversation.
+        Returns the number of aligned ids among the ids that are kept, and the first problem of the slot's conversation.
         """
         last = self._closed.pop(slot, None)
         if last is None:

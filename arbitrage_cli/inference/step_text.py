@@ -96,7 +96,7 @@ class StepText:
 
     @property
     def is_inside_character(self) -> bool:
-        """Whether the last character is incomplete. A step must not stop inside a character."""
+        """Whether the last character is incomplete. A step must not end in the middle of a character."""
         return 0 < len(self._decoder.getstate()[0]) < MAX_CHARACTER_BYTES
 
     def finish(self, *, is_cut: bool = False) -> str:

@@ -20,7 +20,8 @@ class ThinkFormat:
     """A chat template's markers for a thinking phase.
 
     `opens` begins the phase. The model writes `end` to end the phase. `closes` is the text from `end` to the answer. `skips`
-    begins an answer without thinking (default: an empty phase). Some templates turn on thinking with the text `asks`.
+    is the text before an answer without thinking (default: an empty phase). Some templates turn on thinking with the text
+    `asks`.
     `shown_by` identifies the format (default: `end`). If `ends_turns` is true, the model also ends answers with `end`.
     """
 

@@ -47,7 +47,7 @@ class Network:
         return result
 
     def moved(self, slope: float, shift: float) -> "Network":
-        """Return a network whose log-odds are `slope` times these log-odds plus `shift`."""
+        """Return a network whose log-odds are `slope` times this network's log-odds, plus `shift`."""
         output: Floats = self.output * np.float32(slope)
         return replace(self, output=output, output_bias=self.output_bias * slope + shift)
 

@@ -260,9 +260,9 @@ _ATTENTION_INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # defaults
 class FileFacts:
     """What the files of a model say about it. A field is None if the files do not contain the fact.
 
-    `file_type` is llama.cpp's number of a quantization. `context_size` is the number of tokens for which a context would be
-    allocated. `kv_bytes` is the size of this context's KV cache in f16. `state_bytes` is the size of the recurrent layers'
-    state per sequence.
+    `file_type` is llama.cpp's number for the quantization. `context_size` is the number of tokens for which a context would
+    be allocated. `kv_bytes` is the size of this context's KV cache in f16. `state_bytes` is the size of the recurrent
+    layers' state per sequence.
     """
 
     files: tuple[Path, ...]

@@ -320,7 +320,7 @@ def _hub_errors(name: HubName) -> Iterator[None]:
         if isinstance(cause, _MALFORMED):
             reason = "the response is not from a Hub server"
         elif isinstance(cause, UserWarning) or (isinstance(cause, OSError) and cause.errno):
-            hint = "free disk space or change the permissions of the cache, or set HF_HOME to another folder"
+            hint = "free disk space, change the permissions of the cache, or set HF_HOME to another folder"
         raise HubError(f"{name} cannot be downloaded from the Hub ({reason})", hint) from cause
 
 

@@ -122,7 +122,7 @@ def user_pairs() -> Pairs:
 
 
 def advised_lines(pair: PairEntry, policy: str, tau: str | None, router: str | None) -> str:
-    """Return the lines of pairs.toml with which other commands use this policy, and a router that was named, for the pair."""
+    """Return lines for pairs.toml that make this policy, and the router if one was named, the pair's default."""
     changed = replace(pair, policy=policy, tau=tau)
     keys = ["policy", "tau"]
     own = Pairs()

@@ -142,7 +142,7 @@ class ProgramRunner:
     memory: int = 512 << 20
 
     def run(self, program: str, script: str, preamble: str = "") -> TestOutcome:
-        """Test a program. The preamble contains the imports and helper functions in the prompt.
+        """Test a program. The preamble contains the imports and helper functions from the prompt.
 
         Raises ProblemError if the program's process cannot start, or is killed or stopped by another process.
         """

@@ -63,7 +63,8 @@ class Equation:
     """Two values that a text claims to be equal.
 
     `is_right` allows for rounding. If the sign means "approximately equal", a small difference is also allowed. `operands`
-    contains the numbers on the left side, unless this side is also the right side of the previous equation.
+    contains the numbers on the left side. In a chain, where the previous equation's right side is this left side, it is
+    empty.
     """
 
     left: Fraction

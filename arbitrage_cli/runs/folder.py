@@ -120,7 +120,7 @@ def read_run_folder(folder: Path, kind: str | None = BENCH) -> Contents:
 
     Raises UsageError if the folder contains no run, or a run of another kind; DamagedRunError if run.json is damaged.
     """
-    hint = f"use the folder of a run; arbitrage {kind or BENCH} creates run folders in runs/"
+    hint = f"use a run folder; arbitrage {kind or BENCH} creates run folders in runs/"
     with os_errors(UsageError, f"{folder}: cannot be read", hint):
         _refuse_links(folder / RESULTS, folder / RUN)
         if not has_run(folder):

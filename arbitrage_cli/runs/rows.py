@@ -146,7 +146,7 @@ class KeptStep(WrittenStep):
 
 
 class ComparedAnswers(Record):
-    """The answers that the `agree` policy compared, and the steps of all solutions that were not kept.
+    """The answers that the `agree` policy compared, and the steps of all discarded solutions.
 
     Without a checker, the last `further_steps` of them belong to the draft's further solutions.
     """
@@ -370,7 +370,7 @@ class CollectedRow(Row):
 
 
 class SolutionLine(Row, extra="allow"):
-    """A row of `solve` as it is read. `problem` and `policy` are None for an invalid input line."""
+    """A row of `solve`, as read from a file. `problem` and `policy` are None for an invalid input line."""
 
     problem: str | None
     text: str

@@ -38,7 +38,7 @@ class StartedMarks:
         self._write(problem, self.crashes.get(problem, 0), runs=True)
 
     def end(self, problem: str) -> None:
-        """Remove the mark of a problem whose row was written. A given-up problem is tried once more by the next command."""
+        """Remove the mark of a problem whose row was written. The next command retries an abandoned problem once."""
         if problem in self._in_flight:
             self._in_flight.remove(problem)
             self.crashes.pop(problem, None)

@@ -47,7 +47,7 @@ WITHOUT_EFFECT: Fields = {
 """The values with which unsupported fields ask for nothing."""
 MAX_IGNORED, MAX_IGNORED_NAME = 32, 40  # names in a response header, and characters of a name
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-"""OpenAI's types of errors, by HTTP status."""
+"""OpenAI's error types by HTTP status."""
 
 
 class RefusedError(ArbitrageError):

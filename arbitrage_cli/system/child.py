@@ -115,8 +115,8 @@ def _await(stream: IO[bytes], event: int, deadline: float) -> None:
 class Child(contextlib.AbstractContextManager["Child"]):
     """A function that runs in a child process. Threads may share it.
 
-    `make` is the "module:name" of a factory that returns the function. The process calls the factory once and forks for each
-    call.
+    `make` is the "module:name" of a factory that returns the function. The process calls the factory once, and forks for
+    each call of the function that the factory made.
 
     A call may use `seconds` of processor time, WALL_FACTOR times as much wall-clock time, and `memory` more bytes of address
     space than before the call (Linux only).

@@ -1,6 +1,6 @@
 """Handles Ctrl-C, SIGTERM, SIGHUP and Ctrl-Z.
 
-After the first signal, a run is saved and ended. A second signal ends the run immediately.
+On the first signal, the run is saved and stopped. A second signal ends the run immediately.
 """
 
 import ctypes

@@ -103,7 +103,7 @@ class State(Record):
 
     @classmethod
     def of(cls, position: int, draft: Step, target: Step, draft_reward: float, target_reward: float) -> Self:
-        """Return the state of a draft's step with token statistics. The better step is kept or, of equal steps, the draft's."""
+        """Return the state of a drafted step with known token statistics. The better step is kept, or the draft's."""
         advantage = round(target_reward - draft_reward, ADVANTAGE_DIGITS)  # so that equal differences compare equal
         return cls(
             position=position,

@@ -48,7 +48,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def __init__(self, path: Path, options: LoadOptions, *, progress: Callable[[float], None] | None = None) -> None:
         """Load the model and allocate its context. `progress` is called with fractions from 0 to 1.
 
-        Raises the errors of `load_model` and `new_context`, and ModelUnsupportedError if the model's design is unsupported.
+        Raises the errors of `load_model` and `new_context`, and ModelUnsupportedError for an unsupported architecture.
         """
         self._resources = ExitStack()
         self._views: dict[tuple[int, int], Floats] = {}  # by address and number of rows
@@ -248,7 +248,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             raise ComputeError(f"{name}: llama.cpp rejected a batch as invalid (llama_decode: -1)", "please report this")
         raise ComputeError(
             f"{name}: llama.cpp failed to compute a batch (llama_decode: {code})",
-            "if memory ran out, use a smaller --ctx or lower the setting gpu-layers; use --debug to see llama.cpp's messages",
+            "if memory ran out, use a smaller --ctx, or lower the setting gpu-layers; --debug shows llama.cpp's messages",
         )
 
     @contextmanager

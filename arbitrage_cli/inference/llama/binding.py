@@ -81,7 +81,7 @@ MODEL_DEFAULTS = {
 
 
 def check_binding() -> None:
-    """Raise ModelUnsupportedError if llama-cpp-python has another version, or loaded a library of another version."""
+    """Raise ModelUnsupportedError if the version of llama-cpp-python, or of the library that it loaded, is not supported."""
     version = importlib.metadata.version("llama-cpp-python")
     if version.partition("+")[0] != BINDING:  # a build may have a suffix, such as +cu125
         raise ModelUnsupportedError(

@@ -85,7 +85,8 @@ def find_keys(
 
     The environment variable named in the pair takes precedence, followed by the role's variable and the shared variable.
 
-    Raises UsageError if the pair's variable is not set, if a key is invalid or would be sent unencrypted, or if several
+    Raises UsageError if the environment variable that the pair names is not set, if a key is invalid or would be sent
+    unencrypted, or if several
     servers would receive the shared key.
     """
     keys: dict[ModelRole, str] = {}

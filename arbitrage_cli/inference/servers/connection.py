@@ -62,7 +62,7 @@ log = logging.getLogger("arbitrage.servers")
 
 
 class RetryableError(Exception):
-    """A failure after which the work is repeated. `is_down` is true if the server did not respond at all."""
+    """A failure after which the work is retried. `is_down` is true if the server did not respond at all."""
 
     def __init__(self, reason: str, *, retry_after: float = 0.0, is_down: bool = False, status: int = 0) -> None:
         super().__init__(reason)

@@ -29,7 +29,7 @@ CONTINUATIONS: Mapping[str, tuple[Json, Json]] = {
 }
 """The conventions for continuing an answer.
 
-Each convention adds fields to the assistant's message, which is the last one, and to the request.
+Each convention adds fields to the request and to its last message, which is the assistant's.
 """
 
 APIS: Mapping[str, tuple[str, Json]] = {
@@ -41,7 +41,7 @@ APIS: Mapping[str, tuple[str, Json]] = {
     "moonshot.cn": ("partial", {"thinking": {"type": "disabled"}}),
     "openrouter.ai": ("trailing", {"reasoning": {"enabled": False}}),
 }
-"""The convention of each API, and the fields that turn off thinking, by domain, from the providers' documentation."""
+"""Each API's convention, and its fields that turn off thinking, by domain. Source: the providers' documentation."""
 MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
 

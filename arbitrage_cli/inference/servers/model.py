@@ -228,7 +228,7 @@ class ServedModel:
             hint = "use a server that limits the number of tokens in a response"
             raise ServerRequestError(f"{self.server.name} sent more than {request.max_tokens} tokens", hint)
         if piece.usage and (piece.usage.prompt > max_prompt or (piece.usage.written or 0) > max_written):
-            log.warning("a server reports wrong token counts, which are not counted: more tokens than were sent")
+            log.warning("ignoring wrong token counts from a server: more tokens than were sent")
             return replace(piece, usage=None)
         return piece
 

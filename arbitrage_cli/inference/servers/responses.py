@@ -1,4 +1,4 @@
-"""Parses the responses of all kinds of servers, and computes statistics from log-probabilities.
+"""Parses responses from every kind of server, and computes statistics from log-probabilities.
 
 Parsing a response in an unknown format raises a ValueError.
 """
@@ -79,12 +79,12 @@ def _known_usage(reported: object, read: ValidatorFunctionWrapHandler) -> Any:
     try:
         return read(reported)
     except ValidationError as error:
-        log.warning("a server reports wrong token counts, which are not counted: %s", error.errors()[0]["msg"])
+        log.warning("ignoring wrong token counts from a server: %s", error.errors()[0]["msg"])
         return None
 
 
 KnownUsage = Annotated[ReportedUsage | None, WrapValidator(_known_usage)]
-"""The token counts of a response, or None if they are missing or contradict themselves."""
+"""The token counts of a response, or None if they are missing or inconsistent."""
 
 
 @frozen
