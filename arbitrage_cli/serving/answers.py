@@ -157,7 +157,7 @@ class Answer:
             "completion_tokens_details": {"reasoning_tokens": figures.thinking_tokens},
             "accepted_steps": choices.count("accept"),
             "escalated_steps": choices.count("escalate"),
-            "draft_tokens": figures.drafted_tokens,
+            "draft_tokens": figures.drafted_tokens + figures.further_tokens,
             "target_tokens": figures.target_tokens,
             **({"check_tokens": figures.check_tokens} if check else {}),
         }

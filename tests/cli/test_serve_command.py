@@ -56,6 +56,16 @@ def test_a_checker_makes_agree_a_model() -> None:
             assert counted == {model: record["timing"][model]["decode_tokens"] for model in counted}
 
 
+def test_usage_has_the_tokens_of_the_drafts_further_solutions() -> None:
+    models, question = ("--draft", "builtin:draft", "--target", "builtin:target"), "What is 12 + 7?"
+    with served(models=models) as (_, client):
+        messages = [{"role": "user", "content": question}]
+        usage = client.post("/chat/completions", json={"messages": messages, "model": "agree"}).json()["usage"]
+    record = run("solve", *models, "--policy", "agree", "--json", question).record
+    assert record["check"]["further_steps"] > 0
+    assert usage["draft_tokens"] == record["timing"]["draft"]["decode_tokens"]
+
+
 def test_usage_has_the_tokens_of_the_prompt(tmp_path: Path) -> None:
     """For plain servers, whose responses are closed at the end of a step, they are estimated."""
     (tmp_path / "template.jinja").write_text(TEMPLATE)
