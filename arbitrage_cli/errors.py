@@ -101,11 +101,13 @@ class ServerRequestError(ProblemError):
     """A request to the model's server failed.
 
     `status` is the HTTP status. It is 408 after a timeout, 403 after a content filter, and 0 if there is none.
+    `retry_after` is the number of seconds after which the server asks to repeat the request, or 0.
     """
 
-    def __init__(self, message: str, hint: str = "", *, status: int = 0) -> None:
+    def __init__(self, message: str, hint: str = "", *, status: int = 0, retry_after: float = 0.0) -> None:
         super().__init__(message, hint)
         self.status = status
+        self.retry_after = retry_after
 
 
 class OutputError(ArbitrageError):

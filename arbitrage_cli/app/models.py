@@ -44,6 +44,7 @@ class LocalModel:
     """A model in this process. Its writers share a cache."""
 
     sends_token_stats = True
+    server = None
 
     def __init__(self, backend: Backend, display_name: str) -> None:
         self._backend, self.display_name = backend, display_name
@@ -94,6 +95,7 @@ class RemoteModel:
         self._model, self.display_name = model, model.card.name
         self.card, self.chat_template, self.served_facts = model.card, model.source.template, model.facts
         self.sends_token_stats = bool(model.num_alternatives)
+        self.server = model.server.name
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
         kind = ChatWriter if isinstance(self._model.dialect, Chat) else ServedWriter

@@ -14,6 +14,8 @@ from arbitrage_cli.app.protocol import Display, ServerInfo
 from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
+from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.serving.bulkhead import Bulkhead
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
@@ -36,7 +38,8 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
         bounds = ServerBounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
-        service = Service(Worker(session.models.scheduler(), session.scorer), defaults, bounds, access)
+        worker = Worker(session.models.scheduler(), session.scorer, _bulkhead(session))
+        service = Service(worker, defaults, bounds, access)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         run = session.run_info(num_problems=None)
@@ -63,6 +66,16 @@ def _defaults(session: Session) -> Defaults:
         max_chars,
         always_thinks=any(prompt.always_thinks for prompt in prompts),
     )
+
+
+def _bulkhead(session: Session) -> Bulkhead:
+    models = session.models.by_role
+
+    def servers_of(policy: Policy) -> set[str]:
+        return {server for role in policy.models if role in models and (server := models[role].server)}
+
+    of_all = servers_of(POLICIES["draft"]) & servers_of(POLICIES["target"])  # every policy needs one of these models
+    return Bulkhead(session.concurrency, servers_of, of_all)
 
 
 def _api_key() -> str | None:

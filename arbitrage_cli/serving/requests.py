@@ -51,7 +51,7 @@ KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class RefusedError(ArbitrageError):
-    """The rejection of a request, with the fields of an OpenAI error."""
+    """The rejection of a request, with the fields of an OpenAI error. `retry_after` is in seconds."""
 
     def __init__(
         self,
@@ -61,11 +61,13 @@ class RefusedError(ArbitrageError):
         status: int = 400,
         code: str | None = None,
         parameter: str | None = None,
+        retry_after: float = 0.0,
     ) -> None:
         super().__init__(message, hint)
         self.status = status
         self.code = code
         self.parameter = parameter
+        self.retry_after = retry_after
 
     @property
     def kind(self) -> str:

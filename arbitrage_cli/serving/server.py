@@ -43,7 +43,7 @@ BACKLOG = 128  # pending connections
 HEADER_BYTES, BODY_BYTES = 1 << 16, 1 << 20
 KEEP_ALIVE_SECONDS = 120  # longer than clients reuse a connection: a request on a closing connection would be lost
 STATUS_CLIENT_CLOSED = 499  # as in nginx
-RETRY = {"retry-after": "1"}
+MIN_RETRY_SECONDS = 1
 
 log = logging.getLogger("arbitrage.serving")
 
@@ -252,7 +252,8 @@ def _refusal_response(error: RefusedError, *, closes: bool = False) -> Response:
 
     uvicorn also closes it after an internal error: a client that is not told reuses it, and loses its next request.
     """
-    headers = {401: {"www-authenticate": "Bearer"}, 429: RETRY, 503: RETRY}.get(error.status, {})
+    retry = {"retry-after": str(max(MIN_RETRY_SECONDS, math.ceil(error.retry_after)))}
+    headers = {401: {"www-authenticate": "Bearer"}, 429: retry, 503: retry}.get(error.status, {})
     closing = {"connection": "close"} if closes or error.status in (408, 413, 500) else {}
     return JsonResponse(answers.error_body(error), error.status, {**headers, **closing})
 

@@ -17,6 +17,7 @@ from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.serving.answers import SolutionEvent
+from arbitrage_cli.serving.bulkhead import Bulkhead
 from arbitrage_cli.serving.requests import ChatRequest
 from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote
 
@@ -37,14 +38,22 @@ class Ticket:
         self.arrived = time.perf_counter()
         self.deadline = Deadline(self.arrived + seconds, seconds, self._clock)
 
+    @property
+    def policy(self) -> Policy:
+        return self.request.route.policy
+
     def _clock(self) -> float:
         return math.inf if self.end else time.perf_counter()
 
 
 class Intake:
-    """A thread-safe FIFO queue of tickets. A single thread iterates over it."""
+    """A thread-safe queue of tickets. A single thread iterates over it.
 
-    def __init__(self) -> None:
+    The next ticket is the first that `admits` accepts.
+    """
+
+    def __init__(self, admits: Callable[[Ticket], bool] = lambda ticket: True) -> None:
+        self._admits = admits
         self._waiting: deque[Ticket] = deque()
         self._next: Ticket | None = None
         self._changed = threading.Condition()
@@ -74,9 +83,18 @@ class Intake:
     def is_ready(self) -> bool:
         """Reserve the next ticket, so that it cannot be withdrawn. Return false if the iterator would block."""
         with self._changed:
-            if self._waiting and not self._next:
-                self._next = self._waiting.popleft()
-            return bool(self._next) or self._is_closed
+            if not self._next and (ticket := next(filter(self._admits, self._waiting), None)):
+                self._waiting.remove(ticket)
+                self._next = ticket
+            return bool(self._next) or (self._is_closed and not self._waiting)
+
+    def drain(self) -> list[Ticket]:
+        """Remove and return all tickets, whether or not they are admitted."""
+        with self._changed:
+            rest = [*([self._next] if self._next else []), *self._waiting]
+            self._next = None
+            self._waiting.clear()
+            return rest
 
     def __iter__(self) -> Iterator[Ticket]:
         while True:
@@ -92,10 +110,16 @@ class Intake:
 class Worker:
     """Solves the problems in its intake. `scorer_for` returns the scorer of a policy."""
 
-    def __init__(self, scheduler: Scheduler, scorer_for: Callable[[Policy], Scorer | Checker | None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        scorer_for: Callable[[Policy], Scorer | Checker | None],
+        bulkhead: Bulkhead | None = None,
+    ) -> None:
         self._scheduler = scheduler
         self._scorer_for = scorer_for
-        self.intake = Intake()
+        self._bulkhead = bulkhead or Bulkhead()
+        self.intake = Intake(lambda ticket: self._bulkhead.admits(ticket.policy))
         self._tickets: dict[str, Ticket] = {}
 
     @property
@@ -111,14 +135,15 @@ class Worker:
                     self._report(event, observe)
         finally:
             self.intake.close()
-            for ticket in [*self._tickets.values(), *self.intake]:
+            for ticket in [*self._tickets.values(), *self.intake.drain()]:
                 ticket.deliver(None)
 
     def _jobs(self) -> Iterator[Job]:
         for ticket in self.intake:
             request = ticket.request
             self._tickets[request.problem.id] = ticket
-            scorer = self._scorer_for(request.route.policy)
+            self._bulkhead.enter(ticket.policy)
+            scorer = self._scorer_for(ticket.policy)
             make_flow = partial(request.route.flow, seed=request.sampler.seed, scorer=scorer)
             yield Job(request.problem, make_flow, request.limits, ticket.deadline, request.sampler)
 
@@ -129,10 +154,11 @@ class Worker:
             return
         observe(event)
         if isinstance(event, Decided) or (
-            isinstance(event, Writing | Wrote) and request.body.stream and request.route.policy.keeps_every_token
+            isinstance(event, Writing | Wrote) and request.body.stream and ticket.policy.keeps_every_token
         ):
             ticket.deliver(event)
         elif isinstance(event, Finished):
             del self._tickets[event.trace.problem.id]
+            self._bulkhead.leave(ticket.policy)
             observe(RequestEnded(request.model, event, time.perf_counter() - ticket.arrived, ticket.end))
             ticket.deliver(event)

@@ -13,10 +13,12 @@ from cli import HERE, TIMEOUT, Result, run, served
 from fake_chat import Api, ChatServer, chunk
 from fake_server import GARBAGE, REFUSED, SILENT, Answer, Body, HashServer, on_loopback
 from faults import write_problems
+from processes import awaited
 
 KEY = "sk-secret-0123"
 ENV = {"ARBITRAGE_TARGET_API_KEY": KEY}
 SLOW, QUICK = {"SHORT_SECONDS": 60.0, "CHUNK_SECONDS": 60.0}, {"SHORT_SECONDS": 1.0, "CHUNK_SECONDS": 1.0}
+SERVING = {"SERVING_SECONDS": 0.5}
 HURRY = {"FIRST_DELAY": 0.001, "MAX_DELAY": 0.005, "GONE_SECONDS": 0.6}
 QUESTIONS = ["31 * 12", "77 * 12", "33 * 12"]
 BAD = QUESTIONS[1]
@@ -38,10 +40,15 @@ FAULTS = {
     "reset": Answer([{}], REFUSED),
     "cut": Answer([], is_streamed=True, cut=0),
     "filter": Answer([chunk({}, "content_filter")], is_streamed=True),
+    "object": Answer([{}]),
+    "stall": Answer([{"choices": [], "content": ""}], is_streamed=True, falls_silent=True),
 }
-ONLY_OF: Mapping[str, Sequence[str]] = {"cut": ("completions", "completion", "chat"), "filter": ("chat",)}
+STREAMED = ("completions", "completion", "chat")
+ONLY_OF: Mapping[str, Sequence[str]] = {"cut": STREAMED, "stall": STREAMED, "filter": ("chat",)}
 ENDS = ("401", "redirect", "silence")
 """The faults that end a run, because all later requests to this server would fail."""
+OVERLOADED = {"429": 429, "429 soon": 429, "429 late": 429, "503": 503}
+"""The statuses that `serve` passes on."""
 
 
 class Faulty:
@@ -82,7 +89,7 @@ def test_a_fault_ends_what_needs_the_server_and_nothing_is_lost(endpoint: str, f
         models = ("--draft", "scripted:draft", "--target", address, "--max-tokens", "8")
 
         def command(*arguments: str) -> Result:
-            limits = QUICK if faulty.fault == "silence" else SLOW
+            limits = {"silence": QUICK, "stall": QUICK | {"MAX_TRIES": 2}}.get(faulty.fault, SLOW)
             made = run(*arguments, *models, cwd=quick_path, env=ENV, hurry=HURRY | limits)
             assert KEY not in made.out + made.err
             assert "Traceback" not in made.err
@@ -113,7 +120,7 @@ def test_a_fault_ends_what_needs_the_server_and_nothing_is_lost(endpoint: str, f
 def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) -> None:
     """Also a conversation of a shape that the server has never rendered."""
     faulty = Faulty(kind, "", "")
-    program = (sys.executable, str(HERE / "hurry.py"), json.dumps(HURRY | QUICK))
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps(HURRY | QUICK | SERVING))
     endpoints = {
         "vllm": ("tokenize", "completions"),
         "llamacpp": ("apply-template", "tokenize", "completion"),
@@ -142,7 +149,8 @@ def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) ->
                 others = [pool.submit(ask, "draft", number) for number in (0, num_asked + 2)]
                 assert [one.result(TIMEOUT)[0] for one in others] == [200, 200], (faulty.endpoint, fault)
                 ended = [one.result(TIMEOUT) for one in failing]
-                assert [status for status, _ in ended] == [502, 502], (faulty.endpoint, fault, ended)
+                status = OVERLOADED.get(fault, 502)
+                assert [found for found, _ in ended] == [status, status], (faulty.endpoint, fault, ended)
                 assert not any(secret in text for _, text in ended for secret in (KEY, "API_KEY", "may not", "127.0.0.1"))
                 faulty.fault = ""
                 assert ask("target", num_asked + 2)[0] == 200, (faulty.endpoint, fault)
@@ -151,3 +159,34 @@ def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) ->
         assert process.returncode == 0
     assert all(words in log for words in ("may not", "127.0.0.1", "ARBITRAGE_TARGET_API_KEY"))
     assert KEY not in log
+
+
+def test_serve_keeps_slots_for_others_while_a_server_is_silent() -> None:
+    """Three of five slots may wait for it. After three failures, the other requests for it fail at once."""
+    faulty = Faulty("vllm", "completions", "")
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"SERVING_SECONDS": 3.0, "BREAK_SECONDS": 1000.0}))
+    options = ("--draft", "scripted:draft", "--concurrency", "5")
+    with (
+        on_loopback(faulty.server) as address,
+        served(*options, "--target", address, models=(), env=ENV, program=program) as (_, client),
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def ask(model: str) -> int:
+            messages = [{"role": "user", "content": "1 + 1"}]
+            return client.post("/chat/completions", json={"model": model, "messages": messages}).status_code
+
+        def load() -> tuple[int, int]:
+            health = client.get(client.base_url.join("/health")).json()
+            return health["running"], health["waiting"]
+
+        faulty.fault = "silence"
+        failing = [pool.submit(ask, "target") for _ in range(8)]
+        awaited(lambda: load() == (3, 5))
+        assert ask("draft") == 200
+        assert not any(one.done() for one in failing)
+        num_asked = faulty.server.counts["/v1/completions"]
+        assert [one.result(TIMEOUT) for one in failing] == [502] * 8
+        assert faulty.server.counts["/v1/completions"] == num_asked
+        faulty.fault = ""
+        assert (ask("target"), ask("draft")) == (502, 200)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 from fake_server import KINDS, REFUSED, SILENT, Answer, Body, HashServer, Kind, on_loopback, opened_model, storm
 from hash_language import SHORT, HashBackend, events_of, finished_of, solve, texts
+from hurry import module_of
 from processes import awaited
 from writing import make_engine
 
 from arbitrage_cli.arbitrage import Flow, WriteStep, single
-from arbitrage_cli.errors import ContextFullError, ConversationError, ServerError, ServerRequestError
+from arbitrage_cli.errors import ArbitrageError, ContextFullError, ConversationError, ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
@@ -26,6 +28,7 @@ from arbitrage_cli.inference.scheduler import MAX_REFUSED, Job, Refusals, Schedu
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import PROBE_TOKENS, Controls, ServedModel, open_served
+from arbitrage_cli.inference.servers.patience import MAX_FAILED, MAX_SERVING_TRIES, ServePatience
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.rewards import Continuations
@@ -43,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def set_limits(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:
     for name, value in limits.items():
-        monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", value)
+        monkeypatch.setattr(module_of(name), name, value)
 
 
 def served(role: ModelRole, model: ServedModel, style: PromptStyle = DEFAULT_STYLE, **options: Any) -> ServedWriter:
@@ -451,6 +454,7 @@ def test_the_reason_for_which_a_server_does_not_render_a_conversation_is_shown()
 
 
 STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]}], is_streamed=True, stalls=True)
+SILENT_LATER = replace(STALLED, stalls=False, falls_silent=True)
 STALLED_LATER = replace(
     STALLED, objects=[{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in ("a", ".\n\n", "b")]
 )
@@ -675,10 +679,66 @@ def test_a_server_that_stays_away_ends_the_run(fault: Answer, monkeypatch: pytes
         finished_by(server, PROBLEMS, faults=lambda: fault, concurrency=2)
 
 
-def test_a_request_to_serve_fails_soon_if_its_server_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_limits(monkeypatch, MAX_DELAY=0.01, GONE_SERVING=0.1)
+# --- the patience of `serve`
+
+
+def asked_by_serve(server: HashServer, *faults: Answer | None) -> list[ArbitrageError | None]:
+    """Ask for one problem after another, each of which meets its fault at every try. Return how each of them ended."""
+    errors: list[ArbitrageError | None] = []
+    server.faults = lambda: None
+    with opened_model(server, is_serving=True) as model:
+        writer = rendered("target", model)
+        server.counts.clear()
+        for fault in faults:
+            server.faults = lambda answer=fault: answer  # type: ignore[misc]
+            jobs = [Job(PROBLEMS[0], partial(single, model="target"), SHORT)]
+            (ended,) = finished_of(Scheduler({"target": writer}).run(jobs, refusals=Refusals(math.inf)))
+            errors.append(ended.error)
+    return errors
+
+
+@pytest.mark.parametrize("fault", [Answer([], REFUSED), Answer([], SILENT), SILENT_LATER], ids=["gone", "silent", "stalls"])
+def test_serve_gives_up_a_server_that_is_unreachable_or_silent(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_limits(monkeypatch, SERVING_SECONDS=0.1)
+    began = time.monotonic()
+    (error,) = asked_by_serve(HashServer(), fault)
+    assert isinstance(error, ServerError)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("status", "wait"), [(429, "120"), (503, "0.5"), (503, "")])
+def test_serve_does_not_wait_for_an_overloaded_server(status: int, wait: str) -> None:
+    """Nor does such a server count as failed: it says when to ask again."""
+    server = HashServer()
+    errors = asked_by_serve(server, *[Answer([{}], status, {"Retry-After": wait} if wait else {})] * 4, None)
+    assert errors.pop() is None
+    for error in errors:
+        assert isinstance(error, ServerRequestError)
+        assert (error.status, error.retry_after) == (status, float(wait or 0))
+    assert server.counts["/v1/completions"] == 4 + 1
+
+
+def test_serve_leaves_a_server_alone_that_failed_three_requests_in_a_row() -> None:
+    failed, works = Answer([{}], 500), None
+    errors = asked_by_serve(server := HashServer(), failed, failed, works, failed, failed)
+    assert [bool(error) for error in errors] == [True, True, False, True, True]
+    before = server.counts["/v1/completions"]
+    assert [bool(error) for error in asked_by_serve(server, *[failed] * 3, works, works)] == [True] * 5
+    assert server.counts["/v1/completions"] == 3 * MAX_SERVING_TRIES < before
+
+
+def test_one_request_tries_whether_a_server_works_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed, works = Answer([{}], 500), None
+    set_limits(monkeypatch, BREAK_SECONDS=0.0)
+    errors = asked_by_serve(HashServer(), *[failed] * 4, works, failed, works)
+    assert [bool(error) for error in errors] == [True] * 4 + [False, True, False]
+    patience = ServePatience("server", num_failed=MAX_FAILED)
+    set_limits(monkeypatch, BREAK_SECONDS=1000.0)
+    patience.check()
     with pytest.raises(ServerError):
-        finished_by(HashServer(), faults=lambda: Answer([], REFUSED), is_serving=True)
+        patience.check()
+    patience.note_end()
+    patience.check()
 
 
 def test_requests_of_a_problem_name_it_to_routers() -> None:

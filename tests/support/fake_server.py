@@ -38,7 +38,7 @@ GARBAGE = 1  # instead of a status: an answer that is not JSON
 class Answer:
     """A status and JSON objects: several if it is streamed. `cut`: the connection breaks after that many of them.
 
-    `stalls`: after them come comments, for ever.
+    `stalls`: after them come comments, for ever. `falls_silent`: after them comes nothing.
     """
 
     objects: list[Body]
@@ -47,6 +47,7 @@ class Answer:
     is_streamed: bool = False
     cut: int | None = None
     stalls: bool = False
+    falls_silent: bool = False
 
 
 class HashServer:
@@ -351,13 +352,15 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
         yield data
     if answer.cut is not None:
         raise httpx2.ReadError("broken")
+    if answer.falls_silent:
+        raise httpx2.ReadTimeout("silent")
 
 
 def _lines(answer: Answer) -> Iterator[bytes]:
     yield b": a comment, as OpenRouter sends\n\n"
     for chunk in answer.objects[: answer.cut]:
         yield f"data: {json.dumps(chunk)}\n\n".encode()
-    if answer.cut is None:
+    if answer.cut is None and not answer.falls_silent:
         yield b"data: [DONE]\n\n"
 
 
@@ -409,11 +412,13 @@ def on_loopback(server: HashServer) -> Iterator[str]:
             kind = "text/event-stream" if answer.is_streamed else "application/json"
             for name, value in {"Content-Type": kind, **answer.headers}.items():
                 self.send_header(name, value)
-            size = sum(map(len, lines)) + (10 if answer.cut is not None else 0)
+            size = sum(map(len, lines)) + (10 if answer.cut is not None or answer.falls_silent else 0)
             self.send_header("Content-Length", str(size))
             self.end_headers()
             with contextlib.suppress(ConnectionError):  # the client has left
                 self.wfile.write(b"".join(lines))
+            if answer.falls_silent:
+                released.wait()
             self.close_connection = self.close_connection or answer.cut is not None
 
         def log_message(self, *arguments: object) -> None:

@@ -1,8 +1,7 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
-Requests are retried after dropped connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`
-(up to `GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401,
-concern only one request. API keys are sent only in the `Authorization` header, and never through a proxy to this machine or a
+Requests may be retried after dropped connections and after HTTP 408, 425, 429 and 5xx: `patience` decides when. Any other
+HTTP error except 401 concerns only one request. API keys are sent only in the `Authorization` header, and never through a proxy to this machine or a
 private network. A key that a server repeats is removed before its response is parsed. Redirects are not followed, and no error
 shows a request.
 """
@@ -10,8 +9,6 @@ shows a request.
 import asyncio
 import contextlib
 import json
-import logging
-import random
 import re
 import threading
 import time
@@ -26,6 +23,14 @@ from pydantic import ValidationError
 
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
 from arbitrage_cli.inference.servers.address import Address
+from arbitrage_cli.inference.servers.patience import (
+    TIMEOUT,
+    Patience,
+    RetryableError,
+    RunPatience,
+    ServePatience,
+    Tries,
+)
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.types import Json
 
@@ -40,45 +45,27 @@ Read = Callable[[Json], T]
 
 CONNECT_SECONDS = 5.0
 SHORT_SECONDS = 30.0  # timeout of a probe, which tests a server, and of all requests whose response is not streamed
-CHUNK_SECONDS = 120.0  # timeout between two chunks of a response, including the prefill of a long prompt
 WHOLE_SECONDS = 1800.0  # total timeout of a response, whatever arrives
 DONE_SECONDS = 0.5  # for the end of a stream after [DONE]
 IDLE_SECONDS = 2.0  # servers close idle connections after five seconds
 MAX_ANSWER_BYTES = 1 << 26
 ERROR_SECONDS, MAX_ERROR_BYTES = 5.0, 1 << 20  # for the explanation of an error
 MIN_SECRET = 20  # characters of a key that is no ordinary word, so that it is removed even from a model's text
-MAX_TRIES, MAX_PROBES = 8, 3  # while the server can be reached
-FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
-GONE_SECONDS, GONE_SERVING = 300.0, 10.0  # of uninterrupted failures, after which a run stops, or a request to `serve` fails
-TIMEOUT = 408  # HTTP status, also of responses that do not arrive in time
-RETRIED = frozenset({TIMEOUT, 425, 429})  # and all server errors
+RETRIED = frozenset({TIMEOUT, 425, 429})  # HTTP status, and all server errors
 WAIT_SECONDS = 0.05
-NOTE_SECONDS = 10.0  # shorter pauses are not reported
 POOLS = 16  # clients, because httpcore searches all connections of a pool per request: 256 in one pool take 3x as long
 TOO_LONG = re.compile("context[ _](length|size)|exceed_context_size|maximum context|longer than the model", re.IGNORECASE)
 TOPIC_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")  # by which vLLM's router and SGLang's gateway choose a replica
-
-log = logging.getLogger("arbitrage.servers")
-
-
-class RetryableError(Exception):
-    """A failure after which the work is retried. `is_down` is true if the server did not respond at all."""
-
-    def __init__(self, reason: str, *, retry_after: float = 0.0, is_down: bool = False, status: int = 0) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
-        self.is_down = is_down
-        self.status = status
 
 
 class Connection:
     """A thread with an event loop and HTTP clients. `transport` replaces the network in tests.
 
-    After `patience` seconds in which it cannot be reached, a server counts as failed.
+    If `is_serving` is true, the patience with servers is that of `serve`.
     """
 
     def __init__(self, transport: "httpx2.AsyncBaseTransport | None" = None, *, is_serving: bool = False) -> None:
-        self.patience = GONE_SERVING if is_serving else GONE_SECONDS
+        self.is_serving = is_serving
         self._arrived = threading.Event()
         self._transport = transport
         self._clients: dict[tuple[bool, int], httpx2.AsyncClient] = {}
@@ -138,7 +125,7 @@ class Connection:
 
 @dataclass
 class Server:
-    """The API at an address, and its recent failures.
+    """The API at an address, and the patience with it.
 
     Requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt.
     Requests without a topic are probes.
@@ -147,10 +134,10 @@ class Server:
     connection: Connection
     address: Address
     key: str | None = field(default=None, repr=False)
-    failing_since: float | None = None
-    failed_at: float = 0.0
-    is_gone: bool = False
-    paused_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._probing = RunPatience(self.name)
+        self._patience: Patience = ServePatience(self.name) if self.connection.is_serving else self._probing
 
     @property
     def name(self) -> str:
@@ -158,7 +145,7 @@ class Server:
 
     async def fetch(self, path: str, read: Read[T], body: Json | None = None, topic: str = "") -> T:
         """Send a request once, and return the response as `read` parses it. Raises the same errors as `stream`."""
-        async with self._sent(path, body, topic, SHORT_SECONDS, 2 * SHORT_SECONDS) as response:
+        async with self._sent(path, body, topic, streams=False) as response:
             return self._parsed(await _read(response, MAX_ANSWER_BYTES), read)
 
     async def stream(self, path: str, read: Read[T], body: Json, topic: str) -> AsyncGenerator[T, None]:
@@ -170,8 +157,7 @@ class Server:
         import httpx2
 
         size = 0
-        limits = (CHUNK_SECONDS, WHOLE_SECONDS) if topic else (SHORT_SECONDS, 2 * SHORT_SECONDS)
-        async with self._sent(path, body, topic, *limits) as response:
+        async with self._sent(path, body, topic, streams=True) as response:
             if (kind := response.headers.get("Content-Type", "nothing").partition(";")[0]) != "text/event-stream":
                 raise ServerRequestError(f"{self.name} does not stream its responses (it sent {self.shown(kind)})")
             async with aclosing(aiter(httpx2.EventSource(response))) as events:  # type: ignore[type-var]
@@ -189,22 +175,21 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _sent(
-        self, path: str, body: Json | None, topic: str, read: float, seconds: float
+        self, path: str, body: Json | None, topic: str, *, streams: bool
     ) -> AsyncGenerator["httpx2.Response", None]:
-        """Send a request and check the status of the response. Errors while the response is read are converted as well.
-
-        `read` is the timeout between two chunks, and `seconds` the timeout of the whole response.
-        """
+        """Send a request and check the status of the response. Errors while the response is read are converted as well."""
         import httpx2
 
+        silence, seconds = self._limits(topic, streams=streams)
         headers = dict.fromkeys(TOPIC_HEADERS, topic) if topic else {}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         client = self.connection.client(topic, may_use_proxy=not self.address.is_private)  # a proxy would see the key
-        timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
+        timeout = httpx2.Timeout(silence, connect=min(CONNECT_SECONDS, silence), pool=None)
         method = "GET" if body is None else "POST"
         url = self.address.url(path)
         sending = client.stream(method, url, json=body, headers=headers, timeout=timeout)
+        began = time.monotonic()
         try:
             async with asyncio.timeout(seconds), sending as response:
                 await self._check(response)
@@ -214,13 +199,21 @@ class Server:
             hint = "check that the server is not overloaded, or lower --concurrency or the setting max-step-tokens"
             raise ServerRequestError(message, hint, status=TIMEOUT) from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise RetryableError(f"is unreachable ({str(error) or type(error).__name__})", is_down=True) from None
+            reason = f"is unreachable ({str(error) or type(error).__name__})"
+            raise RetryableError(reason, is_down=True, waited=time.monotonic() - began) from None
         except httpx2.TimeoutException as error:
             raise RetryableError(f"timed out ({type(error).__name__})", is_down=True, status=TIMEOUT) from None
         except httpx2.RequestError as error:
             raise RetryableError(f"interrupted a response ({self.shown(error) or type(error).__name__})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:
             raise ServerError(f"invalid server address {self.name}: {error}", "correct the address") from None
+
+    def _limits(self, topic: str, *, streams: bool) -> tuple[float, float]:
+        """Return the maximum seconds between two chunks of a response, and of the whole response."""
+        if topic and streams:
+            return self._patience.silence, WHOLE_SECONDS
+        silence = min(self._patience.silence, SHORT_SECONDS) if topic else SHORT_SECONDS
+        return silence, 2 * silence
 
     async def _check(self, response: "httpx2.Response") -> None:
         status = response.status_code
@@ -235,7 +228,7 @@ class Server:
         reason = f"responded with HTTP {status}: {text}".rstrip(": ")
         if status in RETRIED or status >= 500:
             raise RetryableError(reason, retry_after=_retry_after(response.headers), status=status)
-        self.failing_since = None
+        self._patience.note_end()
         if response.is_redirect:
             raise ServerError(f"{self.name} redirects to another address", "use that address")
         message = f"{self.name} {reason}"
@@ -261,10 +254,7 @@ class Server:
         except ValueError as error:
             reason = self.shown(reason_of(error) if isinstance(error, ValidationError) else error)
             raise ServerRequestError(f"{self.name} sent a response in an unknown format ({reason})") from None
-        self.failing_since = None
-        if self.is_gone:
-            self.is_gone = False
-            log.warning("%s is reachable again", self.name)
+        self._patience.note_response()
         return answer
 
     def redacted(self, text: str) -> str:
@@ -280,48 +270,21 @@ class Server:
     ) -> T:
         """Repeat the work until it succeeds. `restart` is called before each retry.
 
-        A probe is repeated a few times, and only if the server responds. Raises ServerRequestError if only this work failed;
-        ServerError if the server cannot be used.
+        A probe tests the server. Raises ServerRequestError if only this work failed; ServerError if the server cannot be used.
         """
-        began = time.monotonic()
-        num_tries = 0
-        num_counted = 0
+        patience: Patience = self._probing if is_probe else self._patience
+        patience.check()
+        tries = Tries(time.monotonic(), is_probe)
         while True:
             try:
-                return await work()
+                result = await work()
             except RetryableError as failure:
-                num_tries += 1
-                num_counted += not self.is_gone
-                if num_counted >= (MAX_PROBES if is_probe else MAX_TRIES) or (is_probe and failure.is_down):
-                    usual = "check the address and that the server is running" if is_probe else "lower --concurrency"
-                    message = f"{'' if is_probe else f'{num_tries} tries failed: '}{self.name} {failure}"
-                    hint = usual if failure.is_down or not failure.status else ""
-                    raise ServerRequestError(message, hint, status=failure.status) from None
-                await asyncio.sleep(self._delay(failure, num_tries, began))
-                restart()
-
-    def _delay(self, failure: RetryableError, num_tries: int, began: float) -> float:
-        """Return the delay before a retry, in seconds. Raises an error if the work should not be repeated."""
-        if failure.retry_after > GONE_SECONDS:
-            message = f"{self.name} asks to wait {failure.retry_after:,.0f} s, more than {GONE_SECONDS:.0f} s (it {failure})"
-            raise ServerRequestError(message, "retry later", status=failure.status)
-        now = time.monotonic()
-        if self.failing_since is None or began - self.failed_at > 2 * MAX_DELAY:  # no requests in between
-            self.failing_since = now
-        self.failed_at = now
-        failing = now - self.failing_since
-        patience = self.connection.patience if failure.is_down else GONE_SECONDS
-        if failing > patience:
-            hint = "restart the server, then rerun the command to resume"
-            raise ServerError(f"{self.name} has been failing for {failing:.0f} s (it {failure})", hint)
-        if failure.is_down and not self.is_gone and (num_tries > 1 or now - began > NOTE_SECONDS):
-            self.is_gone = True
-            log.warning("%s %s; retrying for %.0f s (press Ctrl-C to stop)", self.name, failure, patience)
-        if failure.retry_after > NOTE_SECONDS and now >= self.paused_until:
-            self.paused_until = now + failure.retry_after
-            log.warning("%s asks to wait %.0f s before retrying (it %s)", self.name, failure.retry_after, failure)
-        backoff = min(MAX_DELAY, FIRST_DELAY * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
-        return float(failure.retry_after + backoff)
+                delay = patience.delay(failure, tries)
+            else:
+                patience.note_end()
+                return result
+            await asyncio.sleep(delay)
+            restart()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

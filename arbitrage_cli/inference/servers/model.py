@@ -33,7 +33,7 @@ from arbitrage_cli.inference.chat_template import (
 )
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.servers.connection import Connection, RetryableError, Server
+from arbitrage_cli.inference.servers.connection import Connection, Server
 from arbitrage_cli.inference.servers.dialects import (
     CONTINUATIONS,
     DIALECTS,
@@ -43,14 +43,17 @@ from arbitrage_cli.inference.servers.dialects import (
     Prompt,
     TextRequest,
 )
+from arbitrage_cli.inference.servers.patience import RetryableError
 from arbitrage_cli.inference.servers.responses import (
     MIN_ALTERNATIVES,
     VOCABULARY_SIZE,
-    Converted,
     ListedModel,
     ListedModels,
     Piece,
+    Rendered,
     ServerFacts,
+    Text,
+    Tokenized,
 )
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
@@ -192,7 +195,7 @@ class ServedModel:
         """Tokenize a text. Unless it `begins` the prompt, a guard is put before the text if necessary, and its ids are removed."""
         for guard, head in ({} if begins else self.guards).items() or [("", [])]:
             body = self.dialect.tokenizing(self.name, guard + text, is_template=is_template, begins=begins)
-            ids = (await self.server.fetch("/tokenize", Converted.model_validate, body, topic)).tokens
+            ids = (await self.server.fetch("/tokenize", Tokenized.model_validate, body, topic)).tokens
             if begins and ids[:1] == ids[1:2]:
                 return ids[1:]  # server and template both added the first token
             if ids[: len(head)] == head:  # otherwise the text merged with the guard
@@ -232,7 +235,7 @@ class ServedModel:
             return replace(piece, usage=None)
         return piece
 
-    async def with_renderings(self, work: Callable[[], T]) -> T:
+    async def with_renderings(self, work: Callable[[], T], topic: str = "") -> T:
         """Repeat the work with everything that it asks the server to render. Raises the errors of the work and of `fetch`."""
         if len(self.rendered) > MAX_RENDERED:
             self.rendered.clear()
@@ -241,13 +244,14 @@ class ServedModel:
                 return work()
             except UnrenderedError as missing:
                 (key,) = missing.args
+                messages, variables = json.loads(key)
                 try:
-                    self.rendered[key] = await self._render(*json.loads(key))
+                    self.rendered[key] = await self._render(messages, variables, topic)
                 except (ServerRequestError, RetryableError) as error:
                     if error.status not in REFUSED:
                         raise
                     if error.status == SERVER_FAILED:  # at everything, or at this conversation?
-                        await self._render(PROBE_PROMPT.messages, {})
+                        await self._render(PROBE_PROMPT.messages, {}, topic)
                     self.rendered[key] = RoleRefusedError(str(error))
 
     def _find_rendered(self, messages: Messages, variables: Fields) -> str:
@@ -258,13 +262,13 @@ class ServedModel:
             return text
         raise RoleRefusedError(*text.args)
 
-    async def _render(self, messages: Sequence[Json], variables: Fields) -> str:
+    async def _render(self, messages: Sequence[Json], variables: Fields, topic: str) -> str:
         rendering = self.dialect.rendering(self.name, messages, {**self.source.template_variables, **variables})
-        rendered = await self.server.fetch(self.dialect.rendering_path, Converted.model_validate, rendering)
-        if rendered.text is None:
+        rendered = await self.server.fetch(self.dialect.rendering_path, Rendered.validate_python, rendering, topic)
+        if isinstance(rendered, Tokenized):
             ids = {"model": self.name, "tokens": rendered.tokens}
-            rendered = await self.server.fetch("/detokenize", Converted.model_validate, ids)
-        return rendered.text or ""
+            rendered = await self.server.fetch("/detokenize", Text.model_validate, ids, topic)
+        return rendered.text
 
 
 # --- finding and testing

@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -238,11 +239,20 @@ class ServerFacts(BaseModel):
     context_size: int | None = Field(default=None, validation_alias=AliasPath("default_generation_settings", "n_ctx"))
 
 
-class Converted(BaseModel):
-    """The response to a request to tokenize, detokenize or render text."""
+class Tokenized(BaseModel):
+    """The response to a request to tokenize text, or the rendered messages of vLLM and SGLang."""
 
-    tokens: list[int] = []
-    text: str | None = Field(default=None, validation_alias=AliasChoices("prompt", "text"))
+    tokens: list[int]
+
+
+class Text(BaseModel):
+    """The response to a request to detokenize text, or the rendered messages of llama-server."""
+
+    text: str = Field(validation_alias=AliasChoices("prompt", "text"))
+
+
+Rendered = TypeAdapter[Text | Tokenized](Text | Tokenized)
+"""The response to a request to render messages."""
 
 
 # --- statistics from the top k tokens

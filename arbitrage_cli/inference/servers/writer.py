@@ -23,9 +23,9 @@ from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, P
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.connection import TIMEOUT
 from arbitrage_cli.inference.servers.dialects import Prompt, TextRequest
 from arbitrage_cli.inference.servers.model import Controls, ServedModel
+from arbitrage_cli.inference.servers.patience import TIMEOUT
 from arbitrage_cli.inference.servers.responses import Ending, Piece, ReportedUsage, ServedToken, token_stats
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import StepText, end_of, step_end, text_end
@@ -238,6 +238,7 @@ class ServedWriter:
             while True:
                 num_steps = len(slot.trace.decisions)
                 slot.began = time.perf_counter()
+                self._begin(slot)  # the server may refuse to be asked
                 try:
                     await self.model.server.retry(partial(self._write, slot), restart=restart)
                 except ServerRequestError as error:
@@ -446,7 +447,7 @@ class ServedWriter:
         topic = slot.topic
         form = self._prompt.think_format
         if not slot.segments:
-            slot.segments = await model.with_renderings(partial(self._prompt.for_problem, slot.problem))
+            slot.segments = await model.with_renderings(partial(self._prompt.for_problem, slot.problem), topic)
             marks = [Control(form.opens + form.closes)] if slot.problem.thinks else []
             slot.controls = Controls([*slot.segments, *marks], can_ignore=model.dialect.can_ignore_controls)
         controls = slot.controls
