@@ -180,7 +180,7 @@ def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:
 
 
 def _routes(parsed: Iterable[ParsedRoute], router: AvailableRouter, note: Note) -> list[Route]:
-    """Return the routes. Several presets with the same tau are one route."""
+    """Return the routes. Presets with the same tau count as one route."""
     found: dict[Route, Route] = {}
     for policy, tau in parsed:
         route = make_route(policy, tau, router)

@@ -182,7 +182,7 @@ def _served_setup(source: str, served: ServedSource, remote: RemoteModel | None)
 
 
 def prompt_of(path: Path, variables: Fields, instructions: str = INSTRUCTIONS) -> ChatPrompt | None:
-    """Return the prompt of a file whose chat template has a thinking format, otherwise None."""
+    """Return the file's prompt if its chat template has a thinking format, otherwise None."""
     template = read_header(path).metadata.get("tokenizer.chat_template")
     if not isinstance(template, str) or not any(form.end in template for form in FORMATS.values()):
         return None

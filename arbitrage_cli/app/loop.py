@@ -1,4 +1,4 @@
-"""Makes the missing attempts of a command, stores a row for each, and shows it. All commands that keep rows use this loop.
+"""Makes the missing attempts of a command, and stores and shows a row for each. All commands that keep rows use this loop.
 
 If llama.cpp crashes while it solves a problem, the next command solves the problem last and alone. After several crashes, the
 problem is recorded as an error.

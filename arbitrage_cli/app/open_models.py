@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class OpenModels:
-    """The models of a decision. `by_role` is empty until `load`.
+    """The models of a decision. `by_role` is empty until `load` is called.
 
     `concurrency` problems are solved at once. The writers, and the `writing` options, exist once the models are loaded.
     """

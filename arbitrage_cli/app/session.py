@@ -125,7 +125,7 @@ class Session:
         )
 
     def _settings_of(self, route: Route, limits: Limits | None, sampler: Sampler | None) -> Json:
-        """Return the settings that affect a solution, for its record."""
+        """Return the settings that affect a solution, which are stored in its record."""
         router = self.router.router if route.policy.needs_router else None
         return self.decided.settings.of_call(limits, sampler) | {
             "early_stop": route.stops_early if route.policy.can_stop_early else None,

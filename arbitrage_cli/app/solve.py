@@ -94,7 +94,7 @@ def _open_file(path: Path) -> RunFolder:
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: no such folder", f"create it, or {ANOTHER}", option="output_file")
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: not a regular file, so the command could not be resumed", ANOTHER)
+        raise UsageError(f"{path}: not a regular file, so the command could not be resumed later", ANOTHER)
     folder = _folder_of(path)
     if path.exists() and path.stat().st_size and not (folder / RUN).exists():
         message = f"{path}: the file is not empty, but {folder / RUN}, written by arbitrage solve -o, is missing"
@@ -218,7 +218,7 @@ class Solutions(AbstractContextManager["Solutions"]):
             if not others or (status is None and isinstance(line, Problem) and line.id in ids):
                 break
         if others and num_new and self._folder:
-            other = f"found the result of a problem that is not in the input, '{next(iter(others))[0][:MAX_SHOWN]}'"
+            other = f"found a result for problem '{next(iter(others))[0][:MAX_SHOWN]}', which is not in the input"
             raise UsageError(f"{self._folder.shown}: {other}", f"use the same input and --limit, or {ANOTHER}")
         return num_unsolved
 

@@ -19,8 +19,8 @@ from arbitrage_cli.types import frozen
 @command(
     without=["policy", "tau", "early_stop", "check", "router"],
     reward=Option(
-        "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target, "
-        "continuing from the step, reaches the known answer or, if no answer is known, its own answer)."
+        "Source of step rewards: prm (a process reward model, the default) or rollout. In a rollout, the target continues "
+        "from the step. The reward is 1 if it reaches the known answer or, without one, the answer that it gives alone."
     ),
 )
 def collect(

@@ -196,6 +196,6 @@ def _load_pyarrow(name: str) -> tuple[Any, Any]:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        reason = f"{name} is a parquet file, and pyarrow cannot be loaded ({error})"
+        reason = f"{name} is a parquet file, but pyarrow cannot be loaded ({error})"
         raise UsageError(reason, 'pip install "pyarrow>=18"') from error
     return pa, parquet
