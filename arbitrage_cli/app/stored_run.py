@@ -156,6 +156,8 @@ def _continued(session: Session, folder: RunFolder, began: Run, selected: Select
         changed |= found | {"levels": {**began.levels, **found["levels"]}}
         changed["samples"] = max(began.samples, details.get("samples", 1))
     if added := decided.routes[len(began.decided.routes) :]:
+        count = "1 policy" if len(added) == 1 else f"{len(added)} policies"
+        session.display.tell(f"adds {count} to a run with {len(began.decided.routes)}")
         names = ", ".join(one.route.label for one in added)
         warnings.append(f"policies measured after the others, so the machine's speed may have changed: {names}")
     for name, now in session.conditions.items():

@@ -38,4 +38,4 @@ class SparingClock:
 
 def sparing(clock: Callable[[], float]) -> Callable[[], float]:
     """Return a SparingClock in place of a thread's CPU time. Other clocks are fast."""
-    return SparingClock() if clock is time.thread_time else clock
+    return SparingClock(clock) if clock is time.thread_time else clock

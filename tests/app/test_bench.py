@@ -58,7 +58,8 @@ def change(folder: Path, name: str, value: object, *parents: str) -> None:
 def test_samples_and_policies_may_be_added(here: Path) -> None:
     bench(here, typed(**THREE))
     before = files_of(here)["results.jsonl"]
-    bench(here, typed(**SCRIPTED, policy="target,random@0.5"), samples=2, limit="1")
+    bench(here, typed(**SCRIPTED, policy="target,random@0.5"), samples=2, limit="1", display=(shown := Shown()))
+    assert "adds 1 policy to a run with 3" in shown.notes
     assert files_of(here)["results.jsonl"].startswith(before)
     added = rows_of(here / "run")[9:]
     assert sorted((row["policy"], row["sample"]) for row in added) == [("random", 0), ("random", 1), ("target", 1)]
