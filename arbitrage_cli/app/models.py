@@ -104,7 +104,7 @@ class RemoteModel:
             self._model,
             writing.sampler,
             writing.style,
-            keep_token_stats=keep_token_stats,
+            keep_token_stats=keep_token_stats and self.sends_token_stats,  # shared by policies that do not need them
             shares_prompts=writing.shares_prompts,
             may_be_complete=writing.may_be_complete,
         )

@@ -107,11 +107,18 @@ class OpenModels:
     def check_token_stats(self, policies: Iterable[Policy]) -> None:
         """Raise ServerError if the draft's server does not send the log-probabilities that a policy needs."""
         needing = [policy.name for policy in policies if policy.reads_token_stats]
-        if needing and "draft" in self.by_role and not self.by_role["draft"].sends_token_stats:
+        if needing:
+            self._need_token_stats(f"policy {needing[0]}", "a policy that does not need them: target, draft, random")
+
+    @property
+    def has_token_stats(self) -> bool:
+        return "draft" not in self.by_role or self.by_role["draft"].sends_token_stats
+
+    def _need_token_stats(self, what: str, remedy: str) -> None:
+        if not self.has_token_stats:
             raise ServerError(
-                f"policy {needing[0]} needs log-probabilities, but {self._decided.names['draft']} does not send them",
-                "enable log-probabilities on the server, or use a policy that does not need them: random, rsd, "
-                "draft, target",
+                f"{what} needs log-probabilities, but {self._decided.names['draft']} does not send them",
+                f"enable log-probabilities on the server, or use {remedy}",
             )
 
     def prompts(self) -> dict[str, ChatPrompt]:
@@ -129,7 +136,11 @@ class OpenModels:
         return Scheduler(writers, concurrency=self.concurrency, rater=self._rater(policy), speculator=speculator)
 
     def collector(self, policy: Policy) -> Scheduler:
-        """Return a scheduler for the collection of states. If the target continues steps for rewards, it is greedy."""
+        """Return a scheduler for the collection of states. If the target continues steps for rewards, it is greedy.
+
+        Raises ServerError if the draft's server does not send the log-probabilities that states contain.
+        """
+        self._need_token_stats("collect", "another draft")
         writers, rater = self.writers(None), self._rater(policy)
         if rater is None:
             greedy = replace(self.writing, sampler=Sampler(), unit_costs={})

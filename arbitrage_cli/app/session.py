@@ -60,10 +60,16 @@ class Session:
         self._warn_of_another_pair()
 
     def menu(self) -> Menu:
-        """Return the routes that users of a chat or a server can select."""
+        """Return the routes that users of a chat or a server can select, once the models are loaded."""
         is_served = any(model.served for model in self.decided.models.values())
         compares_answers = self.plan.use == "serve" and self.task.has_answers
-        return Menu(self.route, self.router, is_local=not is_served, compares_answers=compares_answers)
+        return Menu(
+            self.route,
+            self.router,
+            is_local=not is_served,
+            compares_answers=compares_answers,
+            has_token_stats=self.models.has_token_stats,
+        )
 
     def scorer(self, policy: Policy) -> Scorer | Checker | None:
         if policy.compares_answers:

@@ -267,10 +267,11 @@ def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
 # --- routes for requests and chats
 
 
-def selectable(*, has_router: bool, is_local: bool, compares_answers: bool) -> list[str]:
+def selectable(*, has_router: bool, is_local: bool, compares_answers: bool, has_token_stats: bool = True) -> list[str]:
     """Return the policies that users of a chat or a server can select.
 
     `is_local` is false if a model is on a server. `compares_answers` is true if answers can be compared.
+    `has_token_stats` is false if the draft is on a server that sends no log-probabilities.
     """
     return [
         policy.name
@@ -279,6 +280,7 @@ def selectable(*, has_router: bool, is_local: bool, compares_answers: bool) -> l
         and (has_router or not policy.needs_router)
         and (is_local or not policy.needs_local_models)
         and (compares_answers or not policy.compares_answers)
+        and (has_token_stats or not policy.reads_token_stats)
     ]
 
 
@@ -303,12 +305,17 @@ class Menu:
         *,
         is_local: bool = True,
         compares_answers: bool = False,
+        has_token_stats: bool = True,
     ) -> None:
         """Take the arguments of `selectable`. Raises UsageError if the default policy cannot be used in a conversation."""
         self.default = default
         self._available = available
+        self._has_token_stats = has_token_stats
         self._policies = selectable(
-            has_router=available.router is not None, is_local=is_local, compares_answers=compares_answers
+            has_router=available.router is not None,
+            is_local=is_local,
+            compares_answers=compares_answers,
+            has_token_stats=has_token_stats,
         )
         refuse_in_conversation(default.policy, self._policies)
 
@@ -332,6 +339,9 @@ class Menu:
             refuse_in_conversation(policy, self._policies)
             if policy.needs_router:
                 need_router(self._available.router)
+            if policy.reads_token_stats and not self._has_token_stats:
+                message = f"policy {policy_name} needs log-probabilities, which the draft's server does not send"
+                raise UsageError(message, f"use one of: {', '.join(self._policies)}", option="policy")
             raise UsageError(
                 f"policy {policy_name} needs both models on this machine, but one of them is on a server",
                 f"use one of: {', '.join(self._policies)}",

@@ -4,17 +4,19 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import pair_named_mine
-from commands import MATH, bench, decided, refused, solve, typed
+from commands import MATH, bench, collect, decided, refused, solve, typed
 from fake_chat import Api, ChatServer
 from fake_server import HashServer, Kind, on_loopback
 from faults import write_problems
 from hash_language import TEMPLATE, HashBackend
 
+from arbitrage_cli import ServerError, open_pair
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
@@ -140,6 +142,27 @@ def test_what_a_server_lacks_is_refused_before_anything_is_spent(here: Path) -> 
         ):
             assert refused(solved, here, typed(pair="mine", **more)).option == option
         assert sum(server.counts.values()) == asked
+
+
+def test_a_draft_without_log_probabilities_is_used_where_they_are_not_needed(here: Path) -> None:
+    """Otherwise, the error comes before the server has written anything but probes."""
+    server = HashServer(backend=HashBackend("draft"))
+    server.max_alternatives = 0
+    with on_loopback(server) as address, open_pair(address, "scripted:target", policy="target", max_tokens=40) as pair:
+        for policy in ("random", "draft", "target", "agree"):
+            assert pair.solve("1 + 1", policy=policy).error is None
+        num_written = sum(server.counts.values())
+        with pytest.raises(ServerError, match="log-probabilities"):
+            pair.solve("1 + 1", policy="entropy")
+        assert sum(server.counts.values()) == num_written
+        options = typed(draft=address, target="scripted:target", max_tokens=40)
+        server.counts.clear()
+        error = refused(collect, here, options)
+        assert (error.exit_code, "collect" in error.message) == (3, True)
+        probes = server.counts["/v1/completions"]
+        server.counts.clear()
+        assert refused(bench, here, replace(options, policy="draft,entropy", explicit=frozenset())).exit_code == 3
+        assert server.counts["/v1/completions"] == probes
 
 
 def test_ignored_sampling_options_are_noted_if_they_matter(here: Path, caplog: pytest.LogCaptureFixture) -> None:

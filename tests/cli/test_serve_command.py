@@ -66,6 +66,21 @@ def test_usage_has_the_tokens_of_the_drafts_further_solutions() -> None:
     assert usage["draft_tokens"] == record["timing"]["draft"]["decode_tokens"]
 
 
+def test_policies_that_need_log_probabilities_are_not_offered_without_them() -> None:
+    server = HashServer(backend=HashBackend("draft"))
+    server.max_alternatives = 0
+    options = ("--target", "scripted:target", "--policy", "target", "--max-tokens", "40")
+    with on_loopback(server) as address, served("--draft", address, *options, models=()) as (_, client):
+        names = {model["id"] for model in client.get("/models").json()["data"]}
+        assert ("draft" in names, "entropy" in names) == (True, False)
+        num_asked = sum(server.counts.values())
+        error = client.post("/chat/completions", json={**ASKED, "model": "entropy"})
+        assert (error.status_code, "log-probabilities" in error.text) == (404, True)
+        assert sum(server.counts.values()) == num_asked
+        for model in ("random", "draft", "target"):
+            assert client.post("/chat/completions", json={**ASKED, "model": model}).status_code == 200
+
+
 def test_usage_has_the_tokens_of_the_prompt(tmp_path: Path) -> None:
     """For plain servers, whose responses are closed at the end of a step, they are estimated."""
     (tmp_path / "template.jinja").write_text(TEMPLATE)

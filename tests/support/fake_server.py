@@ -134,7 +134,7 @@ class HashServer:
     def _completions(self, body: Body) -> Answer:
         prompt = body["prompt"]
         ids = self._ids(prompt, with_controls=True) if isinstance(prompt, str) else list(prompt)
-        if body.get("logprobs", 0) > self.max_alternatives:
+        if body.get("logprobs", 0) > self.max_alternatives > 0:
             return Answer([{"error": {"message": f"logprobs must be at most {self.max_alternatives}"}}], 400)
         most = len(ids) if self.kind == "plain" else len(ids) + body["max_tokens"]
         if most > self.backend.card.context_size:
@@ -165,7 +165,7 @@ class HashServer:
             choice |= {"matched_stop": stop or (1 if reason == "stop" else None)}
         if body.get("return_token_ids"):
             choice["token_ids"] = [one.id for one in part]
-        if k := body.get("logprobs"):
+        if (k := body.get("logprobs")) and self.max_alternatives:
             choice["logprobs"] = {
                 "tokens": [self._end_name if one.ending == "eos" else one.piece for one in part],
                 "token_logprobs": [one.logprob for one in part],

@@ -96,6 +96,7 @@ class RunPatience:
     server: str
     failing_since: float | None = None
     failed_at: float = 0.0
+    answered_at: float = 0.0
     is_gone: bool = False
     paused_until: float = 0.0
 
@@ -130,7 +131,8 @@ class RunPatience:
         return ServerRequestError(message, usual if failure.is_down or not failure.status else "", status=failure.status)
 
     def _warn(self, failure: RetryableError, tries: Tries, now: float) -> None:
-        if failure.is_down and not self.is_gone and (tries.number > 1 or now - tries.began > NOTE_SECONDS):
+        is_news = now - failure.waited > self.answered_at  # otherwise, the server has answered a later request
+        if failure.is_down and is_news and not self.is_gone and (tries.number > 1 or now - tries.began > NOTE_SECONDS):
             self.is_gone = True
             log.warning("%s %s; retrying for %.0f s (press Ctrl-C to stop)", self.server, failure, GONE_SECONDS)
         if failure.retry_after > NOTE_SECONDS and now >= self.paused_until:
@@ -139,6 +141,7 @@ class RunPatience:
 
     def note_response(self) -> None:
         self.failing_since = None
+        self.answered_at = time.monotonic()
         if self.is_gone:
             self.is_gone = False
             log.warning("%s is reachable again", self.server)
