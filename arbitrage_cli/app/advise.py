@@ -1,39 +1,53 @@
 """Recommends a policy for a pair: measures token costs, then compares policies on a few problems within a time limit."""
 
 import hashlib
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.options import AdviceOptions
+from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.session import OpenSession
 from arbitrage_cli.app.stored_run import offering_to_resume
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError
+from arbitrage_cli.evaluation.bounds import Bound, bounds_of, decides, verdict_beside, verdict_of
 from arbitrage_cli.evaluation.figures import PolicyFigures
 from arbitrage_cli.evaluation.metrics import RunFigures, figures
-from arbitrage_cli.evaluation.verdict import Verdict
+from arbitrage_cli.evaluation.verdict import MIN_PROBLEMS, Verdict
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.policies import TARGET_ALONE
+from arbitrage_cli.routing.policies import DRAFT_ALONE, TARGET_ALONE
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
 
 COSTS_TIME = 1 / 10  # share of the time for the measurement of token costs
+USED = 0.85  # the share of a time limit in which problems are solved
 LONGEST = 0.5  # the maximum share of the time for one attempt
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Advice:
-    """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict."""
+    """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict.
+
+    `bounds` tell how much each policy can save at most, as far as this follows from the costs of tokens. If they exclude all
+    policies, no problem is solved. Without a verdict, `finished` counts the problems that all policies finished, and `minutes`
+    is the time limit with which there would probably be one.
+    """
 
     verdict: Verdict
     figures: RunFigures
     command: str
+    bounds: Sequence[Bound] = ()
+    finished: int = 0
+    minutes: float | None = None
 
     def __repr__(self) -> str:
         return f"<Advice: {self.verdict.route.name}, confidence={self.confidence}>"
@@ -96,16 +110,41 @@ def advise(
         # In a pseudo-random order, the first problems are a representative sample.
         drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
         run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", ends=ends)
-        advisor = _Advisor(run, ends)
+        bounds = _bounds(session.plan)
+        advisor = _Advisor(run, ends, bounds)
         with offering_to_resume(session, folder if is_repeatable else None):
             if not advisor.is_done:
+                _tell_of(bounds, display)
                 run.measure(advisor.attempts(), advisor.is_kept)
             run.compare_earlier()
         found, decided = advisor.judged()
+        finished, minutes = advisor.finished, advisor.minutes_needed(advice.minutes)
     plan = session.plan
     if decided.is_decided and plan.advised:
         _store(plan.advised, decided.route.name, display)
-    return Advice(decided, found, plan.solve_command(decided.route.name, selected.dataset.task))
+    command = plan.solve_command(decided.route.name, selected.dataset.task)
+    return Advice(decided, found, command, bounds, finished, minutes)
+
+
+def _bounds(plan: Plan) -> list[Bound]:
+    """Return the bounds of the pair's policies. A pair that is judged by its prices has none."""
+    setup = plan.setup
+    costs = None if setup.price else PairCosts.of(setup.unit_costs)
+    check = setup.unit_costs.get("check")
+    is_checker_unknown = "check" in plan.sources and check is None
+    routes = [route for route in plan.routes if not (is_checker_unknown and route.policy.compares_answers)]
+    return bounds_of(routes, costs, plan.router.table if plan.router.router else None, check)
+
+
+def _tell_of(bounds: Sequence[Bound], display: Display) -> None:
+    """Say which policies are not tried, and why."""
+    for bound in bounds:
+        if bound.escalates_all:
+            display.tell(f"not tried: {bound.route.name}, because its tau escalates every step here")
+        elif bound.is_excluded:
+            number = formatting.number(bound.at_most if bound.is_certain else bound.likely)
+            how = "at most" if bound.is_certain else "probably at most"
+            display.tell(f"not tried: {bound.route.name} is {how} {number}x as fast as the target alone")
 
 
 def _store(pair: AdvisedPair, route: str, display: Display) -> None:
@@ -119,13 +158,17 @@ def _store(pair: AdvisedPair, route: str, display: Display) -> None:
 class _Advisor:
     """Chooses the attempts of a benchmark that may change the verdict until the time limit is reached.
 
-    The target solves each problem first. Policies that cannot be worthwhile are skipped.
+    The target and the draft solve each problem first, then the policies in the order of their chances to save enough.
+    Policies that cannot save enough are skipped. If these are all policies but the draft alone, no problem is solved.
     """
 
-    def __init__(self, run: BenchRun, ends: float) -> None:
-        self._run = run
+    def __init__(self, run: BenchRun, ends: float, bounds: Sequence[Bound]) -> None:
+        self._run, self._bounds = run, bounds
         self._ends = self._attempt_ends = ends
-        self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, attempt.route.policy is not TARGET_ALONE))
+        self._began = time.monotonic()
+        self._chances = {bound.route: bound.chance for bound in bounds}
+        self._excluded = {bound.route for bound in bounds if bound.is_excluded}
+        self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, *self._rank(attempt.route)))
         self._seconds = _seconds_until(ends)
         self._block: int | None = None
         self._decided = self.judged()[1]
@@ -150,11 +193,38 @@ class _Advisor:
         found = figures(self._run.run, self._run.results)
         if found.verdict is None:
             raise DefectError("advise has no policy to compare")
-        return found, found.verdict
+        verdict = verdict_of(self._bounds) if self._is_decided_by_bounds else verdict_beside(self._bounds, found.verdict)
+        return replace(found, verdict=verdict), verdict
+
+    @property
+    def finished(self) -> int:
+        """The number of problems that all policies finished that were tried."""
+        tried = [one for one in self._decided.candidates if one.route not in self._excluded and not one.is_hopeless]
+        return min((one.num_problems for one in tried), default=0)
+
+    def minutes_needed(self, minutes: float) -> float | None:
+        """Return the time limit with which there would probably be a verdict, or None if more time does not help."""
+        self._decided = self.judged()[1]
+        if self._decided.confidence is not None or self.finished >= MIN_PROBLEMS:
+            return None
+        used = min(minutes, (time.monotonic() - self._began) / 60 / USED)
+        return float(math.ceil(used * (MIN_PROBLEMS + 1) / max(self.finished, 0.5)))
+
+    @property
+    def _is_decided_by_bounds(self) -> bool:
+        made = {result.route for result in self._run.results}
+        return decides(self._bounds, self._run.session.routes) and not made & self._excluded
+
+    def _rank(self, route: Route) -> tuple[int, float]:
+        if route.policy is TARGET_ALONE:
+            return 0, 0.0
+        return (1, 0.0) if route.policy is DRAFT_ALONE else (2, -self._chances.get(route, 1.0))
 
     def _is_needed(self, attempt: Attempt) -> bool:
         if self._block != attempt.block and not self._decided.is_final:
             self._block, self._decided = attempt.block, self.judged()[1]
+        if attempt.route in self._excluded or self._is_decided_by_bounds:
+            return False
         if self._decided.is_final or not _seconds_until(self._ends):
             return False
         return attempt.route not in {one.route for one in self._decided.candidates if one.is_hopeless}

@@ -1,7 +1,9 @@
 """Sentences about verdicts and token costs for `advise`, `bench`, `report` and the HTML report."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from arbitrage_cli.evaluation.bounds import GOOD_RATIO, Bound
 from arbitrage_cli.evaluation.figures import PolicyFigures
 from arbitrage_cli.evaluation.metrics import RunFigures
 from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS, Basis, Candidate, Verdict
@@ -9,6 +11,9 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.routing.policies import DRAFT_ALONE
 from arbitrage_cli.routing.route import Route
+
+if TYPE_CHECKING:
+    from arbitrage_cli.app.advise import Advice
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
 FEW = 4  # a target that solves at most one problem in FEW is weak
@@ -41,6 +46,36 @@ def alone(figures: RunFigures) -> str:
     only, advice = ("only ", "; consider a stronger target") if is_weak else ("", "")
     problems = formatting.count(count, "problem")
     return f"Of {problems}, the draft alone solves {solved + change}, the target {only}{solved}{advice}."
+
+
+def by_bounds(advice: "Advice") -> str:
+    """Return sentences on a verdict that follows from the costs of tokens alone, or "" for another verdict."""
+    verdict, ratio = advice.verdict, advice.figures.token_ratio
+    if verdict.confidence is None or verdict.num_problems or not all(bound.is_excluded for bound in advice.bounds):
+        return ""
+    adverb = "Not" if all(bound.is_certain for bound in advice.bounds) else "Probably not"
+    known = "; ".join(f"{_name(bound.route)} {_bound(bound)}" for bound in advice.bounds)
+    costs = f"{token_ratio_words(ratio.value)}" if ratio.value else "the costs of tokens are known"
+    return (
+        f"{adverb} worth it on this machine, because {costs}. Compared with the target alone, {known}. This follows from the "
+        f"token costs; no problem was solved. Pairs usually pay from a ratio of about {GOOD_RATIO:g}, for example a draft of 0.5 "
+        "and a target of 7 billion parameters. Use the target alone."
+    )
+
+
+def _bound(bound: Bound) -> str:
+    if bound.escalates_all:
+        return "escalates every step"
+    at_most = f"is at most {formatting.number(bound.at_most)}x as fast"
+    return at_most if bound.is_certain else f"{at_most}, and probably at most {formatting.number(bound.likely)}x"
+
+
+def more_time(advice: "Advice") -> str:
+    """Return how a verdict can be reached, or "" if there is one or more time does not help."""
+    if advice.minutes is None:
+        return ""
+    problems = formatting.count(advice.finished, "problem")
+    return f"All policies finished {problems} in the time limit; use --minutes {advice.minutes:g}."
 
 
 def confidence(probability: float) -> tuple[str, str]:

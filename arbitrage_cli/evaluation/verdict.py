@@ -268,7 +268,12 @@ def verdict(
     least = 1 / (1 - MIN_SAVING) if basis == "price" else MIN_SPEEDUP
     found = [_candidate(route, effects[route], lossless, made.get(route), least) for route in routes]
     found = [replace(one, was_run=one.route in were_run) for one in found]
-    candidates = tuple(sorted(_considered(found), key=lambda one: one.confidence, reverse=True))
+    return conclude(_considered(found), basis)
+
+
+def conclude(found: Iterable[Candidate], basis: Basis = "time") -> Verdict | None:
+    """Return the verdict on these candidates, or None if there are none."""
+    candidates = tuple(sorted(found, key=lambda one: one.confidence, reverse=True))
     if not candidates:
         return None
     count = max(one.num_problems for one in candidates)

@@ -11,7 +11,7 @@ from commands import MATH, SCRIPTED, Shown, typed
 from commands import advised as conditions
 from faults import rows_of
 from made_up_runs import make_row, parsed
-from made_up_tuning import FAST_READER, pretend
+from made_up_tuning import FAST_READER, pretend, unit_costs
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
@@ -155,3 +155,23 @@ def test_the_target_solves_each_problem_first() -> None:
         by_problem.setdefault(row["id"], []).append(row["policy"])
     assert {policies[0] for policies in by_problem.values()} == {"target"}
     assert max(map(len, by_problem.values())) > 2
+
+
+def test_a_pair_that_cannot_pay_gets_a_verdict_without_a_problem(home: Path) -> None:
+    """The costs of tokens decide: a draft token takes nearly as long as a target token."""
+    pretend(tuned_file(), {"draft": unit_costs(0.95, 4.0, 16.0, 0.1), "target": unit_costs(1.0, 4.0, 16.0, 0.1)})
+    made = advised(typed(pair="builtin"), display=(shown := Shown()))
+    assert (made.policy, made.figures.n, made.verdict.num_problems) == ("target", 0, 0)
+    assert (made.confidence or 0) > 0.9
+    assert {one.route.policy.name for one in made.bounds if one.is_certain} == {"speculative", "arbitrage", "agree"}
+    assert [one.route for one in read_cache(tuned_file()).advice] == ["target"]
+    assert not shown.results
+
+
+def test_policies_that_cannot_pay_are_not_tried(attempts: Pretend) -> None:
+    """Without a checker, the draft solves each problem three times, which takes as long as the target."""
+    pretend(tuned_file(), {"draft": unit_costs(0.4, prefill=0.01), "target": unit_costs(1.0, 4.0, 16.0, prefill=0.01)})
+    options = typed(draft="builtin:draft", target="builtin:target")
+    made = advised(options, display=(shown := Shown()))
+    assert {one.route.policy.name for one in made.bounds if one.is_excluded} >= {"agree", "speculative"}
+    assert sum("not tried" in note for note in shown.notes) == sum(one.is_excluded for one in made.bounds)

@@ -1,0 +1,67 @@
+"""What each policy can save at most, by the costs of tokens alone, and the verdict if no policy can save enough."""
+
+import pytest
+from made_up_tuning import pair_costs, unit_costs
+
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.evaluation.bounds import bounds_of, decides, verdict_of
+from arbitrage_cli.evaluation.verdict import TARGET
+from arbitrage_cli.model_files.pairs import router_file
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.presets import TauTable
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.router import load
+
+TABLE = TauTable.from_json(load(router_file("builtin:builtin")).card.taus)
+SPECULATIVE, AGREE = Route(POLICIES["speculative"]), Route(POLICIES["agree"])
+CAREFUL, ALWAYS = (Route(POLICIES["arbitrage"], tau, "careful") for tau in (0.35, 0.0))
+ROUTES = [TARGET, Route(POLICIES["draft"]), SPECULATIVE, CAREFUL, AGREE]
+GOOD = pair_costs(0.1, 1.0, 0.01)
+
+
+def bounds(costs: PairCosts, *routes: Route) -> dict[str, tuple[float, float]]:
+    found = bounds_of(routes or ROUTES, costs, TABLE)
+    return {one.route.policy.name: (one.at_most, one.likely) for one in found}
+
+
+@pytest.mark.parametrize("ratio", [1.1, 2.0, 4.0, 10.0])
+def test_nothing_is_faster_than_the_draft(ratio: float) -> None:
+    """Which every policy that routes or compares answers pays for; speculation also verifies."""
+    found = bounds(pair_costs(1.0 / ratio, 1.0, 0.0))
+    assert found.keys() == {"speculative", "arbitrage", "agree"}
+    assert found["arbitrage"][0] == pytest.approx(ratio, rel=0.01)
+    assert found["agree"][0] == pytest.approx(ratio / 3, rel=0.01)
+    assert all(at_most >= likely for at_most, likely in found.values())
+
+
+def test_speculation_needs_cheap_batches() -> None:
+    cheap, dear = (PairCosts(unit_costs(0.1), unit_costs(1.0, *batches)) for batches in ((1.0, 1.1), (4.0, 16.0)))
+    assert bounds(cheap)["speculative"][0] > 3
+    assert bounds(dear)["speculative"] == (1.0, 1.0)
+
+
+def test_a_checker_takes_the_place_of_two_solutions_of_the_draft() -> None:
+    (alone,) = bounds_of([AGREE], GOOD, TABLE)
+    (checked,) = bounds_of([AGREE], GOOD, TABLE, unit_costs(0.1))
+    assert checked.at_most == pytest.approx(1.5 * alone.at_most, rel=0.02)
+
+
+def test_a_tau_that_escalates_every_step_saves_nothing() -> None:
+    (found,) = bounds_of([ALWAYS], GOOD, TABLE)
+    assert (found.escalates_all, found.is_certain, found.is_excluded) == (True, True, True)
+
+
+@pytest.mark.parametrize(("ratio", "is_decided"), [(1.05, True), (8.0, False)])
+def test_a_verdict_needs_no_problem_if_no_policy_can_save_enough(ratio: float, is_decided: bool) -> None:
+    """The draft alone may still be faster, but it is another model."""
+    found = bounds_of(ROUTES, pair_costs(1.0 / ratio, 1.0, 0.0), TABLE)
+    assert decides(found, ROUTES) == is_decided
+    if is_decided:
+        made = verdict_of(found)
+        assert (made.route, made.is_decided, made.num_problems) == (TARGET, True, 0)
+        assert len(made.candidates) == 3
+
+
+def test_without_costs_nothing_is_known() -> None:
+    assert bounds_of(ROUTES, None, TABLE) == []
+    assert not decides([], ROUTES)
