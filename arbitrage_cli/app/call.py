@@ -8,7 +8,7 @@ from reprlib import repr as short
 from typing import Any, TypedDict
 
 from arbitrage_cli.app.decide import refuse_without_thinking
-from arbitrage_cli.app.needs import needed_models, refuse_on_servers, refuse_useless, served_roles
+from arbitrage_cli.app.needs import needed_models, refuse_on_servers, refuse_useless, served_roles, with_tau_of_policy
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
@@ -16,7 +16,7 @@ from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.problems.rows import make_conversation, make_problem
-from arbitrage_cli.routing.policies import Policy, find_policy
+from arbitrage_cli.routing.policies import Policy, find_policy, refuse_sampling
 from arbitrage_cli.routing.route import Route, make_route
 from arbitrage_cli.runs.records import NO_COST, RunInfo, tally_of
 from arbitrage_cli.runs.rows import SolutionRow
@@ -219,7 +219,7 @@ class PairCall:
 
 def resolve_call(session: Session, given: CallOptions) -> PairCall:
     """Combine a call's options with what is decided. Raises UsageError if an option is invalid or a model is missing."""
-    options = options_of(Options(), given)
+    options = with_tau_of_policy(options_of(Options(), given))
     route = _route_of(session, options)
     _check_loaded(session, route.policy)
     is_chosen = "think" in options.explicit
@@ -231,6 +231,7 @@ def resolve_call(session: Session, given: CallOptions) -> PairCall:
     )
     values = {name: getattr(options, name) for name in ("temperature", "top_p", "seed") if name in options.explicit}
     sampler = replace(session.decided.settings.sampler, **values)
+    refuse_sampling([route.policy], sampler.temperature)
     if limits.thinks is False:
         refuse_without_thinking(session.models.prompts())
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
@@ -273,6 +274,7 @@ def _check_loaded(session: Session, policy: Policy) -> None:
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
     refuse_on_servers([policy], served_roles(loaded))
     session.models.check_token_stats([policy])
+    session.models.check_token_ids([policy])
 
 
 def _read_question(question: Question, identifier: str) -> Problem:

@@ -14,6 +14,7 @@ from arbitrage_cli.app.naming import NamedModels, NamedRouter, label_of, router_
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import settings_of
+from arbitrage_cli.app.token_ids import refuse_other_token_ids
 from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
 from arbitrage_cli.costs.store import (
     AdvisedPair,
@@ -58,6 +59,7 @@ def fetch_and_gather(
     run = request.began.run if request.began else None
     known, begun = (run.decided.models, [route.policy for route in run.routes]) if run else ({}, [])
     paths = fetch(request.models_for([*begun, *request.asked]), display, offline=request.options.offline)
+    refuse_other_token_ids(request.asked, {role: local_files(path) for role, path in paths.items()})
     measured = None if paths.keys() <= known.keys() else measure_missing(request, paths, display, limit)
     return gather(request, measured, lambda role: None if role in known else open_served(role))
 

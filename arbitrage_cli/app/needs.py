@@ -1,12 +1,15 @@
 """What policies need and use: models, rewards, both models on this machine, options."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from arbitrage_cli.app.naming import Sources
+from arbitrage_cli.app.options import Options
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import is_served
 from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.route import parse_route
 from arbitrage_cli.types import ModelRole
 
 
@@ -81,3 +84,13 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
         return UsageError(f"policy {policy.name} needs a process reward model", hint)
     hint = f"use --{role} MODEL.gguf or --pair NAME (see arbitrage models list)"
     return UsageError(f"policy {policy.name} needs a {role} model", hint)
+
+
+def with_tau_of_policy(options: Options) -> Options:
+    """Return the options with a policy such as `logprob@0.5` as a policy and a tau."""
+    if options.policy is None or "@" not in options.policy:
+        return options
+    policy, tau = parse_route(options.policy)
+    if "tau" in options.explicit and options.tau != tau:
+        raise UsageError(f"the policy has tau {tau}, but --tau is {options.tau}", "name the tau once", option="tau")
+    return replace(options, policy=policy.name, tau=tau, explicit=options.explicit | {"tau"})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.app.models import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.token_ids import refuse_memory, refuse_other_token_ids, refuse_other_vocabularies
 from arbitrage_cli.costs.memory import Need, check_memory, memory_needed, rollback_of
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
 from arbitrage_cli.inference.backend import clock_for
@@ -25,7 +26,7 @@ from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.sparing_clock import sparing
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.pairs import is_built_in, is_served, local_files
+from arbitrage_cli.model_files.pairs import backend_of, is_built_in, is_served, local_files
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, ModelSetup
@@ -77,12 +78,14 @@ class OpenModels:
                 self.by_role[role] = remote = self._open_served(role)
                 self._check_server(role, remote)
         self.check_token_stats(policies)
+        self.check_token_ids(policies)
         for role, source in sources.items():
             if not is_served(source):
                 name = display_name(source)
                 progress = partial(display.loading, f"loading {role}", name)
                 self.by_role[role] = self._load_file(role, name, progress)
         self.by_role = {role: self.by_role[role] for role in sources}
+        self.check_token_ids(policies)
         self.writing = WriterOptions(
             decided.settings.sampler,
             self._plan.style,
@@ -120,6 +123,21 @@ class OpenModels:
                 f"{what} needs log-probabilities, but {self._decided.names['draft']} does not send them",
                 f"enable log-probabilities on the server, or use {remedy}",
             )
+
+    def check_token_ids(self, policies: Iterable[Policy]) -> None:
+        """Raise UsageError if a policy needs token ids that the draft and the target share, but these models share none.
+
+        Before models are loaded, their files are compared.
+        """
+        sources = self._plan.sources
+        asked = list(policies)
+        refuse_other_token_ids(asked, {role: local_files(source) for role, source in sources.items()})
+        loaded = {role: model for role in WRITING if isinstance(model := self.by_role.get(role), LocalModel)}
+        for role, model in loaded.items():
+            if not model.removes_tokens:
+                refuse_memory(asked, role)
+        if len(loaded) == len(WRITING) and any(backend_of(sources[role]) for role in loaded):
+            refuse_other_vocabularies(asked, [model.vocabulary for model in loaded.values()])
 
     def prompts(self) -> dict[str, ChatPrompt]:
         """Return the prompts of the draft and the target, by name."""

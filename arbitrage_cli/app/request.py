@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arbitrage_cli.app.naming import NamedModels, NamedRouter, choose_models, names_of
-from arbitrage_cli.app.needs import needed_models, needed_roles, refuse, refuse_on_servers, refuse_useless, served_roles
+from arbitrage_cli.app.needs import (
+    needed_models,
+    needed_roles,
+    refuse,
+    refuse_on_servers,
+    refuse_useless,
+    served_roles,
+    with_tau_of_policy,
+)
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, Options, ProblemOptions, RewardSource
 from arbitrage_cli.app.problem_source import Selection, default_folder, permitted, select_problems
 from arbitrage_cli.app.protocol import Display
@@ -27,7 +35,7 @@ from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files
 from arbitrage_cli.problems.tasks import Task, find_task
-from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE, Policy, find_policy
+from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE, Policy, find_policy, refuse_sampling
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import (
     DEFAULT_TAU,
@@ -147,7 +155,7 @@ def ask(
         if options.policy is None and routing.policy and find_policy(routing.policy).compares_answers:
             routing = options
     for_calls = {"calls": {"router", "prm", "check"}, "serve": {"check"}}.get(use, set())
-    route = choose_route(task, named, replace(routing, explicit=options.explicit - for_calls))
+    route = choose_route(task, named, replace(routing, explicit=routing.explicit - for_calls))
     if use in ("chat", "serve"):
         compares_answers = use == "serve" and task.has_answers
         offered = selectable(has_router=named.has_router, is_local=not named.served, compares_answers=compares_answers)
@@ -277,7 +285,9 @@ def ask_for_run(
         task = permitted(task, problems.run_code)
     began = Begun(earlier, path, fetching(options, display)) if earlier else None
     request = ask(options, task, run.reward, began, others=(problems, run))
-    return AskedRun(request, selected, path, getattr(run, "samples", 1))
+    samples = getattr(run, "samples", 1)
+    refuse_sampling(request.asked, request.options.temperature, samples)
+    return AskedRun(request, selected, path, samples)
 
 
 def fetching(options: Options, display: Display | None) -> Callable[[str], object]:
@@ -330,7 +340,9 @@ def _request(
 
     Raises UsageError if a model is missing or a tau is invalid.
     """
-    early_stop = named.early_stop(options.early_stop, [policy for policy, _ in routes])
+    policies = [policy for policy, _ in routes]
+    refuse_sampling(policies, options.temperature)
+    early_stop = named.early_stop(options.early_stop, policies)
     request = Request(
         options, task, named, routes, options.concurrency or concurrency, early_stop=early_stop, typed=typed, **more
     )
@@ -347,8 +359,14 @@ def _request(
 
 
 def with_pairs_routing(options: Options, named: NamedModels) -> Options:
+    """Return the options with the policy and the tau of the pair, if the user chose no policy.
+
+    A policy such as `logprob@0.5` also names the tau. Raises UsageError if --tau names another.
+    """
     pair = named.pair
-    if pair is None or options.policy is not None:
+    if options.policy is not None:
+        return with_tau_of_policy(options)
+    if pair is None:
         return options
     return replace(options, policy=pair.policy, tau=pair.tau if options.tau is None else options.tau)
 

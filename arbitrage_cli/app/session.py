@@ -16,7 +16,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.exercises import is_exercise
 from arbitrage_cli.routing.checker import Checker
-from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.policies import Policy, refuse_sampling
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
 from arbitrage_cli.runs.records import Explain, RunInfo
 from arbitrage_cli.types import WRITING, Json, Limits, ModelRole, Trace
@@ -69,7 +69,14 @@ class Session:
             is_local=not is_served,
             compares_answers=compares_answers,
             has_token_stats=self.models.has_token_stats,
+            check=self._check_in_conversation,
         )
+
+    def _check_in_conversation(self, policy: Policy) -> None:
+        """Raise UsageError if the models do not suit a policy. A request to a server has a temperature of its own."""
+        self.models.check_token_ids([policy])
+        if self.plan.use == "chat":
+            refuse_sampling([policy], self.decided.settings.sampler.temperature)
 
     def scorer(self, policy: Policy) -> Scorer | Checker | None:
         if policy.compares_answers:

@@ -1,5 +1,6 @@
 """Phrases about problems, steps, runs and requests, which all displays share."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from arbitrage_cli.types import (
     Cost,
     Decided,
     Decision,
+    Difference,
     Event,
     Fields,
     Finished,
@@ -168,9 +170,16 @@ def is_same(decision: Decision) -> bool:
 
 
 def size(step: Step) -> str:
-    """Return a step's token count, its seconds, and the limit that stopped it."""
+    """Return a step's token count, its seconds, the limit that stopped it, and the number of kept differences."""
     ends = {"early": ", stopped early", "think_budget": ", thinking limit reached"}
-    return f"{formatting.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "")
+    kept = f", {formatting.count(len(step.differences), 'difference')} kept" if step.differences else ""
+    return f"{formatting.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "") + kept
+
+
+def difference(kept: Difference) -> str:
+    """Return a kept difference, such as `"so" instead of "then" (0.31 nats)`."""
+    texts = (json.dumps(one_line(text), ensure_ascii=False) for text in (kept.text, kept.target_text))
+    return "{} instead of {}".format(*texts) + f" ({formatting.number(kept.score)} nats)"
 
 
 def thinking(trace: Trace) -> str:

@@ -6,13 +6,14 @@ not on a clock, so runs are reproducible. Inaccurate costs waste time, and chang
 equally likely.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from arbitrage_cli.inference.acceptance import Acceptance, Calibration
 from arbitrage_cli.inference.proposals import Place
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.types import Cost, Trace, frozen
+from arbitrage_cli.types import Cost, Phase, Step, Trace, frozen
 
 MAX_ROWS = 128  # maximum rows of a batch; small, so that progress is visible
 GAIN = 1.05  # minimum gain in tokens per second; less is lost in overhead that the costs omit
@@ -31,8 +32,24 @@ class Speculation(NamedTuple):
     cost: Cost
 
 
+ShouldContinue = Callable[[int, float], bool]
+"""Returns whether to draft another token after this token, of which the draft had this probability."""
+
+
+class Drafted(NamedTuple):
+    """The draft's choices at the next positions, with their probabilities.
+
+    `room` is the number of tokens that fit into the draft's context after the text so far.
+    """
+
+    tokens: Sequence[int]
+    confidences: Sequence[float]
+    room: int
+    cost: Cost
+
+
 class Speculator(Protocol):
-    """Continues another model's step."""
+    """Continues another model's step: as text or, if the models have the same vocabulary, as token ids."""
 
     @property
     def unit_costs(self) -> UnitCosts | None: ...
@@ -40,6 +57,14 @@ class Speculator(Protocol):
     def speculate(
         self, slot: int, trace: Trace, prefix: str, drafting: "Drafting", *, until_end: bool = False
     ) -> Speculation: ...
+
+    def draft(
+        self, slot: int, trace: Trace, tokens: Sequence[int], most: int, should_continue: ShouldContinue
+    ) -> Drafted: ...
+
+    def ends(self, phase: Phase, token: int) -> bool: ...
+
+    def remember(self, slot: int, step: Step, tokens: list[int]) -> None: ...
 
 
 @frozen
@@ -103,16 +128,34 @@ class Planner:
         calibration.credit -= price
         return Drafting(calibration, [0.0] * (1 + min(most, PROBE)), self.costs.decode)
 
+    def plan_relaxed(self, draft: UnitCosts | None, most: int, calibration: Calibration) -> "Drafting":
+        """Return how many tokens a draft with these costs should choose for relaxed acceptance: from 1 to `most`.
+
+        The batch of the target has as many tokens, and compares each of its choices with the draft's. Without costs, the
+        draft chooses one token at a time.
+        """
+        if self.costs is None or draft is None:
+            return Drafting(calibration, [0.0, 0.0], 0.0)
+        counts = range(1, 1 + max(1, min(most, MAX_SPECULATED)))
+        costs = [0.0, *(count * draft.decode + self.costs.batch(count) for count in counts)]
+        chances = [1.0, *_powers(calibration.overall, counts[-1] - 1)]
+        pace = min(cost / expected for cost, expected in zip(costs[1:], accumulate(chances), strict=True))
+        return Drafting(calibration, costs, pace, next_chance=1.0)
+
 
 class Drafting:
     """Decides after each token of a continuation whether the draft should write another one.
 
     `costs[n]` is the cost of drafting and verifying n tokens. A token that the target keeps saves `pace` seconds: those
-    per token that speculation should reach, which is less than a decoded token costs.
+    per token that speculation should reach, which is less than a decoded token costs. `next_chance` is the probability that
+    the next token saves them if all earlier ones are kept: by default, the usual probability that it is kept itself.
     """
 
-    def __init__(self, calibration: Calibration, costs: Sequence[float], pace: float) -> None:
+    def __init__(
+        self, calibration: Calibration, costs: Sequence[float], pace: float, next_chance: float | None = None
+    ) -> None:
         self._calibration = calibration
+        self._next_chance = calibration.overall if next_chance is None else next_chance
         self._costs = costs
         self._pace = pace
         self._num_drafted = 0
@@ -126,7 +169,7 @@ class Drafting:
         if self._num_drafted == self.max_tokens:
             return False
         cost, more = self._costs[self._num_drafted : self._num_drafted + 2]
-        return self._chance * self._calibration.overall * self._pace > more - cost
+        return self._chance * self._next_chance * self._pace > more - cost
 
 
 def speculative_pace(target: UnitCosts, draft: UnitCosts, match_rate: float) -> float:

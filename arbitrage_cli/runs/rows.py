@@ -37,6 +37,7 @@ from arbitrage_cli.types import (
     Check,
     Cost,
     Decision,
+    Difference,
     Finished,
     Grade,
     Json,
@@ -90,8 +91,25 @@ class Record(BaseModel):
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
+class KeptDifference(Record):
+    """A drafted token that relaxed acceptance kept: its index in the step, both texts, and its score in nats."""
+
+    position: Count
+    text: str
+    target_text: str
+    score: float
+
+    @classmethod
+    def of(cls, kept: Difference) -> Self:
+        return cls(**asdict(kept))
+
+    @property
+    def difference(self) -> Difference:
+        return Difference(self.position, self.text, self.target_text, self.score)
+
+
 class WrittenStep(Record):
-    """A step as written by a model. Its costs omit fields whose value is 0."""
+    """A step as written by a model. Its costs omit fields whose value is 0. `differences` is set if there are any."""
 
     model: ModelRole
     phase: Phase
@@ -101,9 +119,12 @@ class WrittenStep(Record):
     stop: StepStop
     cost: StepCost
     speculation_cost: StepCost | None
+    differences: list[KeptDifference] = Field(default_factory=list)
 
     @classmethod
     def of(cls, step: Step, **more: Any) -> Self:
+        if step.differences:
+            more["differences"] = list(map(KeptDifference.of, step.differences))
         return cls(
             model=step.model,
             phase=step.phase,
@@ -119,7 +140,8 @@ class WrittenStep(Record):
     @property
     def step(self) -> Step:
         speculation = self.speculation_cost or NO_COST
-        return Step(self.model, self.text, self.tokens, self.cost, self.stop, None, speculation, self.phase)
+        differences = tuple(kept.difference for kept in self.differences)
+        return Step(self.model, self.text, self.tokens, self.cost, self.stop, None, speculation, self.phase, differences)
 
 
 class KeptStep(WrittenStep):

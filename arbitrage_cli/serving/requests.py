@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.rows import make_conversation
+from arbitrage_cli.routing.policies import refuse_sampling
 from arbitrage_cli.routing.route import Menu, Route
 from arbitrage_cli.types import Fields, Json, Limits, Problem, frozen
 
@@ -193,23 +194,33 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
     if read.thinks is False and defaults.always_thinks:
         raise RefusedError("the models of this server cannot answer without thinking")
     limits = defaults.thinking if read.thinks else defaults.limits
+    sampler = replace(
+        defaults.sampler,
+        **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
+    )
     model = defaults.menu.default.policy.name if read.model is None else read.model
     return ChatRequest(
         read,
         problem,
         model,
-        find_route(model, defaults.menu),
+        _greedy_if_needed(find_route(model, defaults.menu), sampler),
         replace(
             limits,
             max_tokens=min(read.token_limit or limits.max_tokens, limits.max_tokens),
             think_tokens=0 if read.thinks is False else limits.think_tokens,
             is_thinking_chosen=limits.is_thinking_chosen or read.thinks is not None,
         ),
-        replace(
-            defaults.sampler,
-            **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
-        ),
+        sampler,
     )
+
+
+def _greedy_if_needed(route: Route, sampler: Sampler) -> Route:
+    """Return the route. Raises RefusedError if its policy cannot sample, but the request or the server does."""
+    try:
+        refuse_sampling([route.policy], sampler.temperature)
+    except UsageError as error:
+        raise RefusedError(error.message, "use temperature 0, or another model", parameter="temperature") from error
+    return route
 
 
 def find_route(name: str, menu: Menu) -> Route:

@@ -127,7 +127,7 @@ def hostile_run(text: str) -> MadeUp:
         }
         | {"text": text, "error": text}
         | {"grade": {"value": "incorrect", "answer": text, "explanation": text}}
-        | {"steps": [step | {"discarded": {name: step[name] for name in WrittenStep.model_fields}}]}
+        | {"steps": [step | {"discarded": {name: step[name] for name in WrittenStep.model_fields if name in step}}]}
         for one in made.rows
     ]
     return MadeUp(made.run, [rows[0], {**rows[1], "status": "error"}, *rows[2:]])

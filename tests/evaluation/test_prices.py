@@ -118,7 +118,10 @@ def test_scoring_and_checking_have_their_prices(role: str) -> None:
         if role == "prm":
             row["timing"]["reward"] = cost
         else:
-            solution = {name: row["steps"][0][name] for name in WrittenStep.model_fields} | {"model": "check", "cost": cost}
+            solution = {name: row["steps"][0][name] for name in WrittenStep.model_fields if name in row["steps"][0]} | {
+                "model": "check",
+                "cost": cost,
+            }
             row["check"] = {"answers": {"draft": None, "check": "4"}, "agrees": False, "discarded": [solution]}
     (shown,) = figures(made.run, made.rows, prices=parse_prices(f"{role}=2/2"))["policies"]
     assert shown["price"] == pytest.approx(500 * 2 / 1e6)

@@ -458,7 +458,7 @@
     }
     if (step.advantage !== null && step.advantage !== undefined) head.append(element("span", "", `advantage ${number(step.advantage)}`));
     head.append(element("span", "", size(step)));
-    const kept = element("div", `version ${step.model}`, text(trimmed(step.text)), spent(step));
+    const kept = element("div", `version ${step.model}`, text(trimmed(step.text)), differences(step), spent(step));
     const content = element("div", "", head);
     if (step.discarded) {
       const gone = element("div", `version gone ${step.discarded.model}`,
@@ -489,7 +489,11 @@
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model === "check" ? "checker" : step.model); }
-  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking limit reached" : ""}`; }
+  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking limit reached" : ""}${step.differences ? `, ${amount(step.differences.length, "difference")} kept` : ""}`; }
+  function differences(step) { // the drafted tokens that policy relaxed kept, and the target's choices
+    const shown = (step.differences ?? []).map((one) => `${JSON.stringify(plain(one.text))} instead of ${JSON.stringify(plain(one.target_text))} (${number(one.score)} nats)`);
+    return shown.length ? element("p", "hint", `kept ${shown.join("; ")}`) : "";
+  }
   function spent(step) { // the cost of a step by activity
     const of = (cost) => ["prefill", "verify", "decode"].filter((part) => cost[`${part}_tokens`]).map((part) =>
       `${part} ${amount(cost[`${part}_tokens`], "token")}${part === "verify" ? ` (${cost.verify_kept ?? 0} kept)` : ""} ${number(cost[`${part}_seconds`] ?? 0)} s`);
