@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "router, solve": ("solve", "--router", ROUTER, "-q", "1 + 1"),
     "router, info": ("models", "info", ROUTER),
     "csv": ("solve", *MODELS, "-q", "--input", "two.csv"),
-    "data set": ("bench", "--pair", "scripted", "--dataset", "two.jsonl", "-q"),
+    "data set": ("bench", *MODELS, "--dataset", "two.jsonl", "-q"),
     "states": ("train", "states.jsonl.xz", "-o", "new.safetensors", "-q"),
     "run.json": ("report", "made"),
 }
