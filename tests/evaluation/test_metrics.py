@@ -3,16 +3,30 @@
 import json
 import math
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from cli import accept, escalate, finish, make_trace
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_up_runs import COLUMNS, MadeUp, describe, failed, figures, make_row, make_run, row_of, run_of, unscored
+from made_up_runs import (
+    COLUMNS,
+    MadeUp,
+    describe,
+    failed,
+    figures,
+    make_row,
+    make_run,
+    row_of,
+    run_of,
+    typed_figures,
+    unscored,
+)
 
-from arbitrage_cli.numbers.intervals import paired_difference, wilson
+from arbitrage_cli.costs.pair import parse_prices
+from arbitrage_cli.evaluation.figures import Estimate, shown_figures
+from arbitrage_cli.numbers.intervals import Ratio, paired_difference, wilson
 from arbitrage_cli.types import Decision
 
 ALONE = (("target", None), ("draft", None))
@@ -195,6 +209,22 @@ def test_order_of_the_rows_does_not_matter(dice: random.Random) -> None:
 
 SHUFFLED = make_run(6, columns=COLUMNS[:4], samples=2)
 IN_ORDER = figures(SHUFFLED.run, SHUFFLED.rows)
+
+
+def test_each_figure_is_in_json_under_its_name() -> None:
+    """With its interval, if it is an estimate, and its numerator and denominator, if it is known."""
+    made = typed_figures((run := make_run(20)).run, run.rows, prices=parse_prices("draft=1/1,target=2/2"))
+    policy = made.policies[2]
+    shown = policy.to_json()
+    for one in fields(policy):
+        figure = getattr(policy, one.name)
+        ratio = figure.ratio if isinstance(figure, Estimate) else figure
+        if isinstance(figure, Estimate):
+            assert (shown[one.name], shown[f"{one.name}_interval"]) == (figure.value, figure.interval)
+        if isinstance(ratio, Ratio):
+            assert shown["ratios"][one.name] == {"numerator": ratio.numerator, "denominator": ratio.denominator}
+        assert one.name in shown
+    assert shown_figures().keys() <= shown.keys()
 
 
 @pytest.mark.parametrize("made", [make_run(5), make_run(1), make_run(4, samples=3), MadeUp(describe({}), [])])
