@@ -33,7 +33,7 @@ def main_facts(run: "Run") -> Iterable[Fact]:
 def model_facts(run: "Run") -> Iterable[Fact]:
     for role, model in run.decided.models.items():
         loaded = run.loaded.get(role)
-        named = dict.fromkeys([*([loaded.description] if loaded and loaded.description else []), model.name])
+        named = dict.fromkeys([model.name, *([loaded.description] if loaded and loaded.description else [])])
         threads = [formatting.count(model.threads, "thread")] if model.threads else []
         yield role_name(role), ", ".join([*named, *_digest(model.sha256), *threads])
     if router := run.decided.router:

@@ -71,13 +71,14 @@ class LiveScreen:
 
     def _wrapped(self, line: Line) -> list[Text]:
         """Wrap a line at the width of the terminal, but not between a number and its unit."""
-        width = max(self._console.width - 1 - len(line.margin), 4)
+        width = max(self._console.width - 1 - len(line.margin or line.hanging), 4)
         text = Text.assemble(*line.parts)
         text.plain = with_units(text.plain)
         rows = text.wrap(self._console, width)
         for row in rows:
             row.plain = without_units(row.plain)
-        return [Text.assemble(line.margin, row) for row in rows]
+        margins = [line.margin, *[line.margin or line.hanging] * (len(rows) - 1)]
+        return [Text.assemble(margin, row) for margin, row in zip(margins, rows, strict=True)]
 
     @property
     def _size(self) -> tuple[int, int]:

@@ -22,7 +22,7 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 
 
 UNIT_SPACE = "\ue000"  # a private-use character, one column wide
-_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:s|min|h|tokens?|steps?)\b)")
+_INSEPARABLE = re.compile(r"(?<=\d) (?=(?:s|min|h|tokens?|steps?)\b|[>≤] )|(?<=[>≤]) (?=-?\d)")
 
 
 def safe(text: str) -> str:
@@ -48,18 +48,21 @@ def one_line(text: str) -> str:
 class Line:
     """A sanitized line, or a block of lines. Its parts may have a style of Rich, such as "bold".
 
-    Each row into which it is wrapped starts with `margin`. In the region of a live screen, it takes at most `rows` rows.
+    Each row into which it is wrapped starts with `margin`, or each row but the first with `hanging`. In the region of a live
+    screen, it takes at most `rows` rows.
     """
 
     parts: tuple[tuple[str, str], ...]
     margin: str = ""
     rows: int | None = None
+    hanging: str = ""
 
     @classmethod
-    def of(cls, *parts: str | tuple[str, str], margin: str = "", rows: int | None = None) -> Self:
+    def of(cls, *parts: str | tuple[str, str], margin: str = "", rows: int | None = None, hanging: str = "") -> Self:
         """Make a line of texts, or of texts with a style. Line feeds become spaces."""
         styled = ((part, "") if isinstance(part, str) else part for part in parts)
-        return cls(tuple((safe(text).expandtabs(4).replace("\n", " "), style) for text, style in styled), margin, rows)
+        cleaned = tuple((safe(text).expandtabs(4).replace("\n", " "), style) for text, style in styled)
+        return cls(cleaned, margin, rows, hanging)
 
     @classmethod
     def block(cls, text: str, style: str = "", *, margin: str = "", rows: int | None = None) -> Self:
@@ -93,8 +96,8 @@ def wrapped(text: str, width: int = WIDTH, indent: int = 2) -> list[str]:
 
 
 def with_units(text: str) -> str:
-    """Replace each space between a number and its unit, such as `0.03 s`, so that the text is not wrapped there."""
-    return _BEFORE_UNIT.sub(UNIT_SPACE, text)
+    """Replace each space inside `0.03 s` or `0.2 ≤ 0.3`, so that the text is not wrapped there."""
+    return _INSEPARABLE.sub(UNIT_SPACE, text)
 
 
 def without_units(text: str) -> str:

@@ -251,7 +251,7 @@ def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iter
         (f"  {wording.size(kept)}{draft}", "dim"),
     ]
     shown = [fact for fact in facts if fact[0].strip()]
-    yield Line.of((f"{of}{index + 1:>3}  ", "bold"), (f"{kept.model:<6}", COLORS[kept.model]), *shown)
+    yield Line.of((f"{of}{index + 1:>3}  ", "bold"), (f"{kept.model:<6}", COLORS[kept.model]), *shown, hanging=MARGIN)
     if kept.phase == "think":
         yield Line.block(shortened(kept.text.strip(), MAX_THOUGHT), "dim", margin=MARGIN)
     elif discarded is None or is_same:

@@ -128,6 +128,15 @@ def test_a_number_stays_beside_its_unit(make_view: MakeView, columns: int) -> No
     assert [row for row in rows if row and row[0] in ("s", "s,", "s;")] == []
 
 
+def test_the_facts_of_a_step_are_indented_in_a_narrow_terminal(make_view: MakeView) -> None:
+    view = make_view(44, 20)
+    view.decide(view.start(), escalate())
+    view.display.close()
+    first = next(index for index, line in enumerate(view.screen.lines) if line.startswith("  1  target"))
+    assert view.screen.lines[first + 1].startswith("     ")
+    assert view.screen.lines[first + 1].strip().startswith("1.50 > 1.00")
+
+
 def test_each_question_of_a_chat_has_its_own_figures(make_view: MakeView) -> None:
     view = make_view()
     for _ in range(2):
