@@ -31,6 +31,7 @@ from arbitrage_cli.types import THINK_TOKENS, Json
 
 if TYPE_CHECKING:
     from arbitrage_cli.costs.store import TunedFile
+    from arbitrage_cli.evaluation.bounds import Bound
 
 
 def pair_models(pair: PairEntry) -> list[Json]:
@@ -83,6 +84,35 @@ def forget(names: Sequence[str]) -> "TunedFile":
                 )
             known |= {source, sha256_seen(files)} if files else {source}
     return store.forget(store.tuned_file(), known)
+
+
+def pair_bounds(name: str) -> "list[Bound]":
+    """Return how fast each policy can be with this pair, or [] if its token costs were not measured on this machine."""
+    from arbitrage_cli.app.naming import choose_models, router_for  # with NumPy
+    from arbitrage_cli.app.options import Options
+    from arbitrage_cli.costs.pair import PairCosts
+    from arbitrage_cli.costs.store import find_measurements
+    from arbitrage_cli.evaluation.bounds import bounds_of
+    from arbitrage_cli.problems.tasks import find_task
+    from arbitrage_cli.routing.policies import POLICIES
+    from arbitrage_cli.routing.route import AvailableRouter, Route, make_route
+
+    if user_pairs().named(name) is None:
+        return []
+    task = find_task(None)
+    named = choose_models(Options(pair=name, explicit=frozenset({"pair"})), task)
+    measured = {role: one.costs for role, one in find_measurements(named.sources, named.load).items()}
+    costs = None if named.price else PairCosts.of(measured)
+    if costs is None:
+        return []
+    routes = [Route(policy) for policy in POLICIES.values() if policy.is_candidate and not policy.has_tau]
+    if "check" in named.sources and "check" not in measured:
+        routes = [route for route in routes if not route.policy.compares_answers]
+    router = named.router or (router_for(named.sources, task) if named.finds_router else None)
+    available = AvailableRouter(router.router, router.source, costs) if router else None
+    if available:
+        routes.append(make_route(POLICIES["arbitrage"], None, available))
+    return bounds_of(routes, costs, available.table if available else None, measured.get("check"))
 
 
 def router_named(name: str) -> str | None:

@@ -148,7 +148,8 @@ def _show_models(names: list[str], *, as_json: bool) -> None:
         for model in models:
             typer.echo(facts.block(model["model"], facts.file_facts(model)))
         title = "together" if len(models) > 1 else "this machine"
-        typer.echo(facts.block(title, [facts.together(record)]))
+        bounds = model_info.pair_bounds(names[0]) if len(names) == 1 else []
+        typer.echo(facts.block(title, [facts.together(record), *map(facts.bound_fact, bounds)]))
     with command_display(OutputOptions(quiet=as_json)) as display:
         identities = [identify(Path(file), display.fetching) for model in models for file in model["files"]]
     if as_json:

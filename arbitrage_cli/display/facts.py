@@ -15,6 +15,7 @@ from arbitrage_cli.types import WRITING, Json
 if TYPE_CHECKING:
     from arbitrage_cli.app.preview import Preview
     from arbitrage_cli.costs.store import TunedFile
+    from arbitrage_cli.evaluation.bounds import Bound
     from arbitrage_cli.runs.rows import AttemptRow
     from arbitrage_cli.runs.run import Run
 
@@ -173,6 +174,15 @@ def together(record: Json) -> Fact:
     needed, present = record["memory_bytes"], record["machine_bytes"]
     fits = "" if needed is None or present is None or needed < present else "; IT DOES NOT FIT"
     return "memory", f"{formatting.size_words(needed)} of {formatting.size_words(present)}{fits}"
+
+
+def bound_fact(bound: "Bound") -> Fact:
+    """Return a fact about the speed that a policy can reach, by the token costs on this machine."""
+    if bound.escalates_all:
+        return bound.route.policy.name, f"preset {bound.route.tau_name} escalates every step on this machine"
+    words = f"at most {formatting.number(bound.at_most)}x as fast as the target alone"
+    likely = f", probably at most {formatting.number(bound.likely)}x" if bound.likely < bound.at_most else ""
+    return bound.route.policy.name, f"{words}{likely} (by token costs)"
 
 
 def identity_fact(identity: Identity) -> Fact:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from cli import pair_named_mine
 from commands import MATH, refused
+from made_up_tuning import FAST_READER, pretend
 
 from arbitrage_cli import open_pair
-from arbitrage_cli.app.model_info import describe_model, describe_models, describe_router, names_to_fetch
+from arbitrage_cli.app.model_info import describe_model, describe_models, describe_router, names_to_fetch, pair_bounds
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import Options
+from arbitrage_cli.costs.store import tuned_file
+from arbitrage_cli.display.facts import bound_fact
 from arbitrage_cli.model_files.checksums import identify, known_sha256
 from arbitrage_cli.model_files.hub import HubName
 
@@ -91,3 +94,14 @@ def test_a_named_model_wins_over_a_pair_unless_only_the_pair_was_typed(
     pair_named_mine(tmp_path, draft="scripted:target", target="scripted:draft")
     options = Options(pair="mine", draft="scripted:draft", explicit=frozenset(explicit.split()))
     assert choose_models(options, MATH).sources == {"draft": drafted, "target": "scripted:draft"}
+
+
+def test_bounds_of_a_pair_need_its_token_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert pair_bounds("builtin") == []
+    pretend(tuned_file(), FAST_READER)
+    found = {bound.route.policy.name: bound for bound in pair_bounds("builtin")}
+    assert found.keys() == {"speculative", "arbitrage", "agree"}
+    assert all(bound.at_most >= bound.likely > 1 for bound in found.values())
+    assert all(name in bound_fact(bound)[0] for name, bound in found.items())
+    assert pair_bounds("builtin:draft") == []
