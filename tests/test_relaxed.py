@@ -145,6 +145,15 @@ def test_drafted_tokens_save_batches() -> None:
     assert all(step.speculation_cost.decode_tokens > 0 for step in steps)
 
 
+@pytest.mark.parametrize(("batches", "pays"), [((1.0, 2.7, 2.9, 3.9, 5.8), True), ((1.0, 2.0, 4.0, 8.0, 16.0), False)])
+def test_more_tokens_are_drafted_if_that_pays(batches: tuple[float, ...], *, pays: bool) -> None:
+    """A batch of two may cost nearly as much as one of four. Where each token costs as much, the draft chooses one at a time."""
+    drafting = Planner(UnitCosts(batches, 0.1)).plan_relaxed(UnitCosts((0.1,) * len(batches), 0.0), 24, Calibration())
+    num_drafted = next(count for count in range(1, 25) if not drafting.should_continue(0.999))
+    assert (num_drafted > 4) is pays
+    assert pays or num_drafted == 1
+
+
 def test_a_draft_whose_context_is_full_ends_the_solution() -> None:
     problem, room = PROBLEMS[1], 15
     small = Wavering("draft", context_size=len(KvCache(Wavering("draft")).prompt_ids(problem)) + room)

@@ -137,10 +137,16 @@ class Planner:
         if self.costs is None or draft is None:
             return Drafting(calibration, [0.0, 0.0], 0.0)
         counts = range(1, 1 + max(1, min(most, MAX_SPECULATED)))
-        costs = [0.0, *(count * draft.decode + self.costs.batch(count) for count in counts)]
-        chances = [1.0, *_powers(calibration.overall, counts[-1] - 1)]
-        pace = min(cost / expected for cost, expected in zip(costs[1:], accumulate(chances), strict=True))
-        return Drafting(calibration, costs, pace, next_chance=1.0)
+        costs = [count * draft.decode + self.costs.batch(count) for count in counts]
+        expected = [*accumulate([1.0, *_powers(calibration.overall, len(costs) - 1)])]
+        paces = [cost / tokens for cost, tokens in zip(costs, expected, strict=True)]
+        best = paces.index(min(paces))
+        if not best:
+            return Drafting(calibration, [0.0, 0.0], 0.0)
+        # The second token of a batch may cost as much as many more, so the cost up to the best number is spread evenly.
+        each = (costs[best] - costs[0]) / best
+        even = [min(cost, costs[0] + index * each) for index, cost in enumerate(costs)]
+        return Drafting(calibration, [0.0, *even], paces[best], next_chance=1.0)
 
 
 class Drafting:
