@@ -8,8 +8,9 @@ The caller says what an answer is, and when two answers are the same.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 
-from arbitrage_cli.arbitrage import Flow, FlowRequest, WriteStep, single
+from arbitrage_cli.arbitrage import CompareAnswers, Flow, FlowRequest, WriteStep, single
 from arbitrage_cli.types import Check, Decision, ModelRole, Step, Trace
 
 FindAnswer = Callable[[Trace], str | None]
@@ -38,7 +39,7 @@ def agree(trace: Trace, solutions: Sequence[WriteStep], find_answer: FindAnswer,
         if answer is None:
             agrees = False
         elif check is not None and "draft" in answers:
-            agrees = is_same(drafted.trace, check)
+            agrees = yield CompareAnswers(partial(is_same, drafted.trace, check))
     others = _steps(solution for solution in solutions if solution is not drafted)
     further_steps = sum(step.model == "draft" for step in others)
     if agrees:

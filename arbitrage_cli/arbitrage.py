@@ -8,7 +8,7 @@
         if router(x, z) > tau:  z <- the target writes a step from x
         x <- x + z
 
-A flow is a generator that yields requests (`WriteStep` or `RateSteps`) and receives finished steps or rewards. If it yields
+A flow is a generator that yields requests (`WriteStep`, `RateSteps` or `CompareAnswers`) and receives their results. If it yields
 several requests, their models write at once, and it receives the first finished step. The scheduler drives the flows.
 """
 
@@ -67,7 +67,14 @@ class RateSteps:
     steps: tuple[Step, ...]
 
 
-FlowRequest = WriteStep | tuple[WriteStep, ...] | RateSteps
+@frozen
+class CompareAnswers:
+    """A request to compare answers. The response is the result of `is_same`, which may take seconds."""
+
+    is_same: Callable[[], bool]
+
+
+FlowRequest = WriteStep | tuple[WriteStep, ...] | RateSteps | CompareAnswers
 Flow = Generator[FlowRequest, Any, None]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from arbitrage_cli.agreement import agree
 from arbitrage_cli.arbitrage import (
+    CompareAnswers,
     Flow,
     FlowRequest,
     RateSteps,
@@ -53,7 +54,10 @@ def test_a_thought_that_comes_for_the_third_time_is_escalated() -> None:
 
 
 def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[FlowRequest]:
-    """Send each answer to the flow's next request. Returns the requests. All answers must be used, and the flow must end."""
+    """Send each answer to the flow's next request. Returns the requests, without comparisons, which are answered as they ask.
+
+    All answers must be used, and the flow must end.
+    """
     requests = [next(flow)]
     waiting = iter(answers)
     for answer in waiting:
@@ -65,7 +69,10 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[FlowR
             assert isinstance(answer, Step)
             assert answer.model in models([request])[0].split("+")
         try:
-            requests.append(flow.send(answer))
+            request = flow.send(answer)
+            while isinstance(request, CompareAnswers):
+                request = flow.send(request.is_same())
+            requests.append(request)
         except StopIteration:
             break
     else:
@@ -77,7 +84,7 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[FlowR
 def models(requests: Iterable[FlowRequest]) -> list[str]:
     """Return the model of each request, or the models joined by "+" if several write at once."""
     together = [request if isinstance(request, tuple) else (request,) for request in requests]
-    return ["+".join("rater" if isinstance(one, RateSteps) else one.model for one in group) for group in together]
+    return ["+".join(one.model if isinstance(one, WriteStep) else "rater" for one in group) for group in together]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Solves many problems at once by running their flows on writers, and yields events.
 
-In each tick, every busy writer and the rater advance by one batch. Flows resume when their steps or rewards are ready.
+In each tick, every busy writer and the rater advance by one batch. Flows resume when their steps or rewards are ready. Answers
+are compared in a thread of their own.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
-from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
+from arbitrage_cli.arbitrage import CompareAnswers, Flow, RateSteps, WriteStep
 from arbitrage_cli.errors import ArbitrageError, ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
+from arbitrage_cli.inference.comparing import Comparer
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Speculator
@@ -47,7 +49,7 @@ class RewardUpdate:
 
 
 class Solver(Protocol):
-    """A writer or a rater. `slot` is the index of a problem in flight."""
+    """A writer, a rater or a comparer. `slot` is the index of a problem in flight."""
 
     @property
     def busy(self) -> bool: ...
@@ -161,6 +163,7 @@ class Scheduler:
     ) -> None:
         self._writers = writers
         self._rater = rater
+        self._comparer = Comparer()
         self._speculator = speculator
         self._concurrency = concurrency
         self._free = list(reversed(range(concurrency)))
@@ -201,6 +204,7 @@ class Scheduler:
         finally:
             for flight in list(self._in_flight.values()):
                 self._release(flight)
+            self._comparer.end()
 
     def _admit(self, job: Job) -> Iterator[Event]:
         trace = Trace(replace(job.problem, thinks=job.limits.thinks), job.limits)
@@ -222,6 +226,12 @@ class Scheduler:
                 yield from self._take_update(role, update)
         if self._rater and self._rater.busy:
             yield from self._take_rewards(self._rater.tick())
+        for comparison in self._comparer.tick():
+            flight = self._in_flight[comparison.slot]
+            if comparison.error is not None:
+                yield self._finish(flight, comparison.error)
+            else:
+                yield from self._resume(flight, comparison.is_same)
 
     def _wait(self) -> None:
         busy = [solver for solver in self._solvers() if solver.busy]
@@ -256,14 +266,14 @@ class Scheduler:
                 yield from self._resume(flight, update.rewards)
         yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
-    def _resume(self, flight: _InFlight, response: Step | tuple[float, ...] | None) -> Iterator[Event]:
+    def _resume(self, flight: _InFlight, response: Step | tuple[float, ...] | bool | None) -> Iterator[Event]:
         flight.waits_for_rewards = False
         earlier = flight.trace.check
         try:
             request = flight.flow.send(response)
         except StopIteration:
             request = None
-        except ProblemError as error:  # the answers cannot be compared
+        except ProblemError as error:
             yield self._finish(flight, error)
             return
         requests = [one for one in (request if isinstance(request, tuple) else [request]) if isinstance(one, WriteStep)]
@@ -282,6 +292,8 @@ class Scheduler:
                     raise ValueError("the policy requests rewards, but there is no rater")
                 self._rater.start(flight.slot, request)
                 flight.waits_for_rewards = True
+            elif isinstance(request, CompareAnswers):
+                self._comparer.start(flight.slot, request)
             else:
                 yield from self._start(flight, requests)
         except ProblemError as error:
@@ -346,4 +358,4 @@ class Scheduler:
         self._free.append(flight.slot)
 
     def _solvers(self) -> list[Solver]:
-        return [*self._writers.values(), *([self._rater] if self._rater else [])]
+        return [*self._writers.values(), *([self._rater] if self._rater else []), self._comparer]

@@ -1,0 +1,63 @@
+"""Compares answers outside the thread of the models, because one comparison may take seconds, and other problems go on."""
+
+import concurrent.futures
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from arbitrage_cli.arbitrage import CompareAnswers
+from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.types import frozen
+
+WAIT_SECONDS = 0.05
+
+
+@frozen
+class Comparison:
+    """The response to one slot's request: whether the answers are the same, or an error."""
+
+    slot: int
+    is_same: bool = False
+    error: ProblemError | None = None
+
+
+class Comparer:
+    """Compares the answers of many problems, one after another. `slot` is the index of a problem in flight."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: dict[int, Future[bool]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def wait(self) -> None:
+        """Wait at most `WAIT_SECONDS` for a comparison."""
+        concurrent.futures.wait(self._running.values(), WAIT_SECONDS, concurrent.futures.FIRST_COMPLETED)
+
+    def start(self, slot: int, request: CompareAnswers) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "comparisons")
+        self._running[slot] = self._pool.submit(request.is_same)
+
+    def tick(self) -> list[Comparison]:
+        """Return the comparisons that have ended. Raises the errors of a comparison, except ProblemError."""
+        ended = [slot for slot, future in self._running.items() if future.done()]
+        return [_result(slot, self._running.pop(slot)) for slot in ended]
+
+    def close(self, slot: int) -> None:
+        """Forget a problem. Its comparison ends by itself if it has begun."""
+        if future := self._running.pop(slot, None):
+            future.cancel()
+
+    def end(self) -> None:
+        """Start no more comparisons. The next `start` begins anew."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+def _result(slot: int, future: "Future[bool]") -> Comparison:
+    try:
+        return Comparison(slot, future.result())
+    except ProblemError as error:
+        return Comparison(slot, error=error)
