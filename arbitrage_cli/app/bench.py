@@ -125,6 +125,12 @@ class BenchRun(StoredRun):
         self.results = [Result.of(row) for row in rows]
         self._before_target.clear()
 
+    def label(self, route: Route) -> str:
+        """Return the name of a route in the progress: in words if the run is an advice."""
+        if self.run.skips_attempts and route.policy is TARGET_ALONE:
+            return "the target alone"
+        return route.policy.phrase if self.run.skips_attempts and route.policy.phrase else route.label
+
     def count(self, row: AttemptRow) -> None:
         self.results.append(Result.of(row))
         self._ungraded |= ungraded_answers([row])

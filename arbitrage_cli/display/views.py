@@ -3,6 +3,7 @@
 A view turns events into permanent lines. `region` returns the lines that a live display redraws below them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -294,9 +295,10 @@ class RunView:
         elif isinstance(event, AttemptEnded):
             self._in_flight.pop(event.problem, None)
             self._progress = event.progress
-            self._last = wording.attempt(event)
+            self._last = wording.outcome(event) if self._has_limit else wording.attempt(event)
             if self._shows_attempts:
-                return [Line.of(wording.joined(f"{self._counts} {self._last}", self._time_left(now)))]
+                counted = f"{self._counts}, {self._last}" if self._has_limit else f"{self._counts} {self._last}"
+                return [Line.of(wording.joined(counted, self._time_left(now)))]
             return [Line.of((self._last, "bold red"))] if event.verdict == "error" else []
         else:
             self._step.update(event, now)
@@ -319,15 +321,25 @@ class RunView:
         return []
 
     @property
+    def _has_limit(self) -> bool:
+        """Whether the run ends at a time limit, so that not all attempts may be made."""
+        return math.isfinite(self._progress.ends)
+
+    @property
     def _counts(self) -> str:
+        standings = self._progress.standings
+        if self._has_limit and standings:
+            return f"problem {max(row.tried for row in standings)} of at most {standings[0].planned}"
         return f"{self._progress.finished}/{self._progress.planned}"
 
     def _time_left(self, now: float) -> str:
-        """Return the estimated time left, from the mean time of the attempts so far."""
+        """Return the time until the limit or, without a limit, the estimate from the mean time of the attempts so far."""
+        if self._has_limit:
+            return wording.time_left(max(0.0, self._progress.ends - now))
         finished = self._progress.finished - self._num_before
         left = self._progress.planned - self._progress.finished
         estimate = left * (now - self._began) / finished if finished and left else None
-        return wording.time_left(estimate and min(estimate, self._progress.ends - now))
+        return wording.time_left(estimate)
 
     @property
     def _attempt_line(self) -> Line:

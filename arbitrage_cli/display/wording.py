@@ -269,6 +269,12 @@ def in_one_line(answer: str) -> str:
 
 def attempt(ended: AttemptEnded) -> str:
     """Return a line about an attempt, such as `gsm8k/12, entropy@0.5: incorrect (18), 12.30 s`."""
+    return one_line(f"{ended.problem}, {outcome(ended)}")
+
+
+def outcome(ended: AttemptEnded) -> str:
+    """Return what an attempt led to, such as `the draft alone: same answer (36), 7.70 s`."""
     detail = f" ({in_one_line(ended.detail)})" if ended.detail else ""
     took = "" if ended.seconds is None else f", {ended.seconds:.2f} s"
-    return one_line(f"{ended.problem}, {ended.label}: {ended.verdict}{detail}{took}")
+    verdict = "finished" if ended.verdict == "unscored" else ended.verdict
+    return one_line(f"{ended.label}: {verdict}{detail}{took}")

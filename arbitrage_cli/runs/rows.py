@@ -343,8 +343,12 @@ class AttemptRow(Solved):
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """The grade and the answer, or "error" and the error."""
-        return (self.grade.value, self.grade.answer or "") if self.grade else ("error", self.error or "")
+        """The grade and the answer, or "error" and the error. An answer without a grade may be compared with the target's."""
+        if self.grade is None:
+            return "error", self.error or ""
+        if self.grade.value != "unscored" or self.same_as_target is None:
+            return self.grade.value, self.grade.answer or ""
+        return ("same answer" if self.same_as_target else "another answer"), self.grade.answer or ""
 
     @classmethod
     def of(cls, finished: Finished, route: Route, times: Mapping[str, float | None], **facts: Any) -> Self:
