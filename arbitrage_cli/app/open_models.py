@@ -47,8 +47,8 @@ class OpenModels:
     writing: WriterOptions
     writers: Writers
 
-    def __init__(self, plan: Plan, open_served: Callable[[ModelRole], RemoteModel], most: int | None) -> None:
-        """Choose the concurrency, at most `most`."""
+    def __init__(self, plan: Plan, open_served: Callable[[ModelRole], RemoteModel | None], most: int | None) -> None:
+        """Choose the concurrency, at most `most`. A model for which `open_served` returns None stays absent."""
         self._plan, self._decided, self._open_served = plan, plan.setup, open_served
         self._stack = contextlib.ExitStack()
         self.by_role = {}
@@ -74,8 +74,8 @@ class OpenModels:
         sources, decided = self._plan.sources, self._decided
         check_memory(self._memory_needed, self.concurrency)
         for role, source in sources.items():  # servers first, because files take time to load
-            if is_served(source):
-                self.by_role[role] = remote = self._open_served(role)
+            if is_served(source) and (remote := self._open_served(role)):
+                self.by_role[role] = remote
                 self._check_server(role, remote)
         self.check_token_stats(policies)
         self.check_token_ids(policies)
@@ -84,7 +84,7 @@ class OpenModels:
                 name = display_name(source)
                 progress = partial(display.loading, f"loading {role}", name)
                 self.by_role[role] = self._load_file(role, name, progress)
-        self.by_role = {role: self.by_role[role] for role in sources}
+        self.by_role = {role: self.by_role[role] for role in sources if role in self.by_role}
         self.check_token_ids(policies)
         self.writing = WriterOptions(
             decided.settings.sampler,

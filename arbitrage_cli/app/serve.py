@@ -58,6 +58,7 @@ def _defaults(session: Session) -> Defaults:
     max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.by_role.values())
     thinking = with_thinking(session, session.limits.think_tokens or None)
     prompts = session.models.prompts().values()
+    is_absent = "check" in session.decided.models and "check" not in session.models.by_role
     return Defaults(
         session.menu(),
         session.limits,
@@ -65,6 +66,7 @@ def _defaults(session: Session) -> Defaults:
         session.decided.settings.sampler,
         max_chars,
         always_thinks=any(prompt.always_thinks for prompt in prompts),
+        unavailable={"agree": "the server of the checker cannot be used"} if is_absent else {},
     )
 
 

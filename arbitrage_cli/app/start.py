@@ -1,15 +1,20 @@
 """Opens the session of a command: from its request to its plan and its open models. Only this module sees all three."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from functools import partial
 
+from arbitrage_cli.app.gather import OpenServed
+from arbitrage_cli.app.models import RemoteModel
 from arbitrage_cli.app.open_models import OpenModels, served_models
 from arbitrage_cli.app.plan import Plan, make_plan
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import OpenSession, Session
+from arbitrage_cli.errors import ServerError
+from arbitrage_cli.types import ModelRole
 
 log = logging.getLogger("arbitrage.session")
 
@@ -30,7 +35,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Open a session, as `OpenSession` describes it. Raises the same errors as `make_plan` and `OpenModels`."""
     with contextlib.ExitStack() as stack:
-        open_served = served_models(
+        open_served: OpenServed = served_models(
             request.named.served,
             display,
             stack,
@@ -38,6 +43,8 @@ def open_session(
             is_greedy=not request.options.temperature,
             continues=not request.writes_whole,
         )
+        if request.use == "serve":
+            open_served = _checker_may_be_absent(open_served)
         plan = plan or make_plan(request, display, open_served, limit)
         for note in plan.notes:
             display.tell(note)
@@ -48,3 +55,19 @@ def open_session(
         yield session
         if request.use == "run":  # a run, whose results are stored
             models.check_files()
+
+
+def _checker_may_be_absent(open_served: OpenServed) -> OpenServed:
+    """Return a function that returns None for a checker whose server cannot be used."""
+
+    @functools.cache
+    def open_or_none(role: ModelRole) -> RemoteModel | None:
+        try:
+            return open_served(role)
+        except ServerError as error:
+            if role != "check":
+                raise
+            log.warning("policy agree is not offered, because its checker cannot be used: %s", error.message)
+            return None
+
+    return open_or_none

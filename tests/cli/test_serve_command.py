@@ -66,6 +66,19 @@ def test_usage_has_the_tokens_of_the_drafts_further_solutions() -> None:
     assert usage["draft_tokens"] == record["timing"]["draft"]["decode_tokens"]
 
 
+def test_it_starts_without_a_checker_whose_server_is_down() -> None:
+    """The draft does not check itself instead."""
+    models = (*MODELS, "--check", "http://127.0.0.1:9/v1")
+    with served(models=models) as (process, client):
+        assert "agree" not in {model["id"] for model in client.get("/models").json()["data"]}
+        refused = client.post("/chat/completions", json={**ASKED, "model": "agree"})
+        assert (refused.status_code, "checker" in refused.text, "127.0.0.1" in refused.text) == (503, True, False)
+        assert client.post("/chat/completions", json={**ASKED, "model": "target"}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        log = process.communicate(timeout=TIMEOUT)[1].decode()
+    assert log.count("127.0.0.1:9 is unreachable") == 1
+
+
 def test_policies_that_need_log_probabilities_are_not_offered_without_them() -> None:
     server = HashServer(backend=HashBackend("draft"))
     server.max_alternatives = 0
