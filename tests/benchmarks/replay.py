@@ -17,7 +17,7 @@ from pathlib import Path
 from claims import size_of
 from made_up_runs import as_run, make_run
 
-from arbitrage_cli.arbitrage import Flow, WriteStep
+from arbitrage_cli.arbitrage import CompareAnswers, Flow, WriteStep
 from arbitrage_cli.costs.pair import Price
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.evaluation.metrics import figures
@@ -85,15 +85,18 @@ def attempt(row: Json, route: Route, checker: Checker | None, names: Names) -> R
 
 
 def drive(flow: Flow, row: Json, names: Names) -> None:
-    step = None
+    answer: Step | bool | None = None
     while True:
         try:
-            request = flow.send(step)
+            request = flow.send(answer)
         except StopIteration:
             return
+        if isinstance(request, CompareAnswers):
+            answer = request.is_same()
+            continue
         one = request[0] if isinstance(request, tuple) else request
         assert isinstance(one, WriteStep)
-        step = published(row["models"][names[one.model]], one.model, size_of(names[one.model]))
+        answer = published(row["models"][names[one.model]], one.model, size_of(names[one.model]))
 
 
 def published(answer: Json, model: ModelRole, size: float) -> Step:

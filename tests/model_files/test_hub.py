@@ -197,7 +197,7 @@ def test_token_is_not_sent_unencrypted(served: FakeHub, monkeypatch: pytest.Monk
     for ask in (hub.fetch, hub.preview):
         with pytest.raises(HubError, match="HF_ENDPOINT"):
             ask(NAME)
-    assert not served.requests
+    assert {request.authorization for request in served.requests} <= {None}  # the library may ask for things of its own
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)  # then the library sends no token
     with contextlib.suppress(HubError):
         hub.fetch(NAME)
@@ -211,7 +211,7 @@ def test_token_is_sent_over_https_through_a_proxy(served: FakeHub, monkeypatch: 
     with pytest.raises(HubError) as caught:  # the proxy of this test makes no tunnels
         hub.fetch(NAME)
     assert "unencrypted" not in caught.value.message
-    assert served.tunnels == ["hub.invalid:443"]
+    assert {*served.tunnels} == {"hub.invalid:443"}  # the library may also ask for things of its own
 
 
 def test_library_is_left_as_the_host_program_set_it(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
