@@ -17,6 +17,8 @@ from processes import serve_threads
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
+AGENTS = "/api/agent-harnesses"  # huggingface_hub asks for this by itself, at most once a day
+
 
 @dataclass
 class Failure:
@@ -93,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, path = self.served_hub, unquote(urlsplit(self.path).path)
+        if path == AGENTS:
+            return self._send(404, b"")
         hub.requests.append(Request(self.command, path, self.headers["Authorization"]))
         if hub.failure and hub.failure.path in path:
             return self._send(hub.failure.status, hub.failure.body.encode(), hub.failure.headers)
