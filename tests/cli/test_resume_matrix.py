@@ -18,6 +18,10 @@ import pytest
 from cli import Result, run
 from fake_server import HashServer, on_loopback
 from faults import rows_of, run_json, write_problems
+from made_up_tuning import make_tuned, unit_costs
+
+from arbitrage_cli.costs.store import Loading, keep_tuned, machine_here
+from arbitrage_cli.model_files.checksums import sha256_of
 
 PLACES = ("same", "moved", "renamed", "another folder", "another file at the old place")
 WAYS = ("typed", "settings", "variable", "pair", "nothing")
@@ -96,6 +100,12 @@ class World:
             (self.root / name).mkdir()
         write_problems(self.root / "problems.jsonl", QUESTIONS)
         self.draft = Path(shutil.copy(self.tiny["draft"], self.root / "work" / "draft.gguf"))
+        costs = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, prefill=0.01)}
+        made = [
+            make_tuned(machine_here(), sha256_of([self.tiny[name]]), 1, costs.get(name, costs["draft"]), Loading(threads=1))
+            for name in ("draft", "target", "base")
+        ]
+        keep_tuned(self.root / "arbitrage" / "tuned.json", made)  # at other costs, advise may have a verdict at once
         self.folder = self.root / "work"
 
     def name_pair(self, *, target: str, check: Path | None, system: str) -> None:
