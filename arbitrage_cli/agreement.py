@@ -51,7 +51,7 @@ def agree(trace: Trace, solutions: Sequence[WriteStep], find_answer: FindAnswer,
 
 
 def _write_until_one_is_solved(solutions: Sequence[WriteStep]) -> Generator[FlowRequest, Step, WriteStep]:
-    """Write all of `solutions` at once, and return the first that ends. A model that repeats itself does not go on."""
+    """Write all of `solutions` at once, and return the first that ends. A solution also ends if the model repeats itself."""
     requests = tuple(solutions)
     while True:
         step = yield requests

@@ -63,7 +63,7 @@ def preview(plan: Plan, selected: Selection, path: Path, samples: int) -> Previe
 def expected_seconds(routes: Mapping[str, Route], plan: Plan, results: Iterable[Result]) -> dict[str, float | None]:
     """Return the time that an attempt adds to the run, by route, or None where it is unknown.
 
-    It is the mean of the run's own attempts. If there are none, the router's table tells how many tokens a solution takes.
+    The time is the mean over the run's finished attempts. Without such attempts, it is computed from token costs and the router's table.
     """
     measured: dict[str, list[float]] = {label: [] for label in routes}
     for result in results:

@@ -52,7 +52,7 @@ FREE = (
     "threads", "offline", "minutes", "timeout", "run_code", "output_folder", "fresh", "dry_run", "save", "costs", "reward",
     "concurrency", "explicit", "command",
 )  # fmt: skip
-"""Options that are asked anew by each command, or have checks of their own."""
+"""Options that a run does not keep, or that are compared elsewhere."""
 
 ELSEWHERE = "leave it out, or use another path (--output)"
 

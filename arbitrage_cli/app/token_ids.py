@@ -21,7 +21,7 @@ def refuse_other_token_ids(policies: Iterable[Policy], files: ByRole[Sequence[Pa
 
 
 def refuse_memory(policies: Iterable[Policy], role: ModelRole) -> None:
-    """Raise UsageError if a policy needs a model from whose memory tokens can be removed. This model is none."""
+    """Raise UsageError if a policy needs to remove tokens from a model's memory, which this model does not support."""
     for policy in policies:
         if policy.shares_token_ids:
             raise UsageError(
