@@ -7,7 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from arbitrage_cli.errors import ContextFullError, ConversationError, ServerError, ServerRequestError, TimedOutError
+from arbitrage_cli.errors import (
+    ContextFullError,
+    ControlTokenError,
+    ConversationError,
+    ServerError,
+    ServerRequestError,
+    TimedOutError,
+)
 from arbitrage_cli.inference.servers.patience import OVERLOADED
 from arbitrage_cli.inference.step_text import num_begun
 from arbitrage_cli.runs.records import attempt_error, tally
@@ -181,6 +188,8 @@ def refusal_of(finished: Finished) -> RefusedError | None:
         message = "a model's chat template rejects this conversation"
         hint = "start a new one, or omit the system prompt"
         return RefusedError(message, hint, parameter="messages")
+    if isinstance(error, ControlTokenError):
+        return RefusedError(error.message, "remove it, or use another model", parameter="messages")
     if isinstance(error, ServerRequestError) and error.status in OVERLOADED:
         message, code = "the server of a model is overloaded", "upstream_overloaded"
         return RefusedError(message, "retry later", status=error.status, code=code, retry_after=error.retry_after)

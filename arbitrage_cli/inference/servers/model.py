@@ -17,7 +17,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
-from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
+from arbitrage_cli.errors import ControlTokenError, ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import (
     LOOKS_LIKE_CONTROL,
@@ -66,6 +66,9 @@ REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors 
 SERVER_FAILED = 500
 MAX_RENDERED = 256  # layouts of conversations; more than a `ChatPrompt` needs
 GUARDS = "\n.0"
+
+WOULD_BE_CONTROL = "which the model's server would treat as a control token"
+ACCEPTS_IDS = "use a server that accepts token ids, such as vLLM, SGLang or llama-server"
 
 PROBE_QUESTION = "What is 2 + 3?"
 PROBE_TOKENS = 32
@@ -121,11 +124,20 @@ class Controls:
         return [segment.text] if isinstance(segment, Control) else cut_inside(segment.text, self.find(segment.text))
 
     def join(self, segments: Sequence[Segment]) -> str:
-        """Join the segments. Raises ServerRequestError if a question or step contains a control token's text."""
-        for match in chain.from_iterable(self.find(segment.text) for segment in segments if isinstance(segment, Plain)):
-            message = f"the text contains '{match[0]}', which the server would treat as a control token"
-            raise ServerRequestError(message, "use a server that accepts token ids, such as vLLM, SGLang or llama-server")
+        """Join the segments. Raises ServerRequestError if a step contains a control token's text."""
+        if name := self._first_in(segments):
+            raise ServerRequestError(f"a step contains '{name}', {WOULD_BE_CONTROL}", ACCEPTS_IDS)
         return "".join(segment.text for segment in segments)
+
+    def check_question(self, segments: Sequence[Segment]) -> None:
+        """Raise ControlTokenError if a question that is sent as a string contains a control token's text."""
+        if name := self._first_in(segments):
+            raise ControlTokenError(f"the question contains '{name}', {WOULD_BE_CONTROL}", ACCEPTS_IDS)
+
+    def _first_in(self, segments: Sequence[Segment]) -> str | None:
+        """Return the text of the first control token in a question or step."""
+        found = chain.from_iterable(self.find(segment.text) for segment in segments if isinstance(segment, Plain))
+        return next((match[0] for match in found), None)
 
 
 @frozen

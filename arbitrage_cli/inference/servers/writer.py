@@ -450,6 +450,8 @@ class ServedWriter:
             slot.segments = await model.with_renderings(partial(self._prompt.for_problem, slot.problem), topic)
             marks = [Control(form.opens + form.closes)] if slot.problem.thinks else []
             slot.controls = Controls([*slot.segments, *marks], can_ignore=model.dialect.can_ignore_controls)
+            if model.dialect.is_plain:
+                slot.controls.check_question(slot.segments)
         controls = slot.controls
         if model.dialect.is_plain:
             kept = [decision.kept for decision in slot.trace.decisions]
