@@ -176,6 +176,8 @@ def _remove_thoughts(row: Json) -> None:
     for step in [*kept, *(step["discarded"] for step in kept if step.get("discarded"))]:
         if step["phase"] == "think":
             step["text"] = ""
+            for difference in step.get("differences", ()):
+                del difference["text"], difference["target_text"]
 
 
 def _embedded(data: Any) -> str:

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import ESCAPE, MODELS, assert_refused, flat, run
 from faults import essence, rows_of, write_problems, write_rows
-from made_up_runs import figures, make_run, unpacked, write_run_folder
+from made_up_runs import Column, figures, make_run, unpacked, write_run_folder
 
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.evaluation.figures import shown_figures
@@ -52,14 +53,24 @@ def test_thoughts_are_left_out_of_a_page_on_request(folder: Path, tmp_path: Path
     """Their tokens and scores are still shown."""
     rows = rows_of(folder)
     for row in rows:
-        row["steps"][0] |= {"phase": "think", "text": "a secret thought"}
+        kept = {"position": 0, "text": "a secret thought", "target_text": "a secret thought", "score": 0.25}
+        row["steps"][0] |= {"phase": "think", "text": "a secret thought", "differences": [kept]}
         if row["steps"][0]["discarded"]:
             row["steps"][0]["discarded"] |= {"phase": "think", "text": "a secret thought"}
     write_rows(folder / "results.jsonl", rows)
     assert run("report", folder, "-o", tmp_path / "whole.html").code == 0
     assert run("report", folder, "-o", tmp_path / "page.html", "--hide-thoughts").code == 0
-    whole, page = (json.dumps(traces(tmp_path / name)) for name in ("whole.html", "page.html"))
-    assert (whole.count("a secret thought") >= len(rows), page) == (True, whole.replace("a secret thought", ""))
+    whole, page = (traces(tmp_path / name) for name in ("whole.html", "page.html"))
+    assert json.dumps(whole).count("a secret thought") >= 3 * len(rows)
+    assert "secret" not in json.dumps(page)
+    for shown, hidden in zip(whole, page, strict=True):
+        for step in shown["steps"]:
+            for one in filter(None, (step, step["discarded"])):
+                if one["phase"] == "think":
+                    one["text"] = ""
+                for kept in one.get("differences", ()):
+                    del kept["text"], kept["target_text"]
+        assert hidden == shown
     assert_refused(run("report", folder, "--hide-thoughts"), 2, "--hide-thoughts ")
 
 
@@ -142,6 +153,31 @@ def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Pa
     record = run("compare", folder, tmp_path / "other", "--json").record
     assert [entry["first"] for entry in record["policies"]] == ["entropy@0.5"]
     assert record["policies"][0]["accuracy_difference"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("columns", "others", "compared", "num_left_out"),
+    [
+        ((("relaxed", 0.5), ("relaxed", 2.0)), (("relaxed", 2.0), ("target", None)), ("relaxed@2", "relaxed@2"), 2),
+        ((("relaxed", 0.5),), (("relaxed", 2.0),), ("relaxed@0.5", "relaxed@2"), 0),
+        ((("target", None),), (("relaxed", 2.0),), ("target", "relaxed@2"), 0),
+    ],
+)
+def test_compare_pairs_relaxed_by_tau_or_the_only_two_policies(
+    tmp_path: Path, columns: Sequence[Column], others: Sequence[Column], compared: tuple[str, str], num_left_out: int
+) -> None:
+    for name, own in (("before", columns), ("after", others)):
+        write_run_folder(tmp_path / name, make_run(6, columns=own))
+    record = run("compare", tmp_path / "before", tmp_path / "after", "--json").record
+    (entry,) = record["policies"]
+    assert (entry["first"], entry["second"], entry["n"]) == (*compared, 6)
+    assert (entry["only_first"], entry["only_second"]) == (0, 0)
+    assert entry["accuracy_difference"] == pytest.approx((entry["correct"][1] - entry["correct"][0]) / 6)
+    left_out = [route for route in ("relaxed@0.5", "target") if any(route in note for note in record["notes"])]
+    assert len(left_out) == num_left_out
+    shown = run("compare", tmp_path / "before", tmp_path / "after")
+    assert (shown.code, shown.stderr) == (0, b"")
+    assert all(route in shown.out for route in compared)
 
 
 AGE = 3.2 * 24 * 3600  # seconds

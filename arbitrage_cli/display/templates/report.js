@@ -489,10 +489,15 @@
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model === "check" ? "checker" : step.model); }
-  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking limit reached" : ""}${step.differences ? `, ${amount(step.differences.length, "difference")} kept` : ""}`; }
-  function differences(step) { // the drafted tokens that policy relaxed kept, and the target's choices
-    const shown = (step.differences ?? []).map((one) => `${JSON.stringify(plain(one.text))} instead of ${JSON.stringify(plain(one.target_text))} (${number(one.score)} nats)`);
-    return shown.length ? element("p", "hint", `kept ${shown.join("; ")}`) : "";
+  function size(step) {
+    const limits = { early: ", stopped early", think_budget: ", thinking limit reached" };
+    const kept = step.differences ? `, ${amount(step.differences.length, "difference")} kept` : "";
+    return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${limits[step.stop] ?? ""}${kept}`;
+  }
+  function differences(step) { // the drafted tokens that policy relaxed kept, and the target's choices, unless they are hidden
+    const shown = (step.differences ?? []).filter((one) => one.text !== undefined).map((one) =>
+      `${JSON.stringify(one.text)} instead of ${JSON.stringify(one.target_text)} (${number(one.score)} nats)`);
+    return shown.length ? element("p", "hint", `kept ${shown.join("; ")}`) : null;
   }
   function spent(step) { // the cost of a step by activity
     const of = (cost) => ["prefill", "verify", "decode"].filter((part) => cost[`${part}_tokens`]).map((part) =>
