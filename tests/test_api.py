@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 from cli import TIMEOUT, run
 from made_up_tuning import make_tuned
+from scripted_models import ScriptedBackend
 
 import arbitrage_cli
 from arbitrage_cli import (
     ArbitrageError,
+    ComputeError,
     Decision,
     ModelFileError,
     Pair,
@@ -326,6 +328,18 @@ def test_hints_name_arguments_and_keep_commands() -> None:
     assert raised.value.hint == "pip install --no-cache-dir llama-cpp-python, or use gpu_layers 0"
 
 
+def test_hints_of_errors_that_end_all_problems_name_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ComputeError("out of memory", "use a smaller --ctx")
+
+    monkeypatch.setattr(ScriptedBackend, "decode", fail)
+    with scripted() as pair:
+        for solve in (lambda: pair.solve(QUESTION), lambda: list(pair.solve_many([QUESTION]))):
+            with pytest.raises(ComputeError) as raised:
+                solve()
+            assert raised.value.hint == "use a smaller ctx"
+
+
 @pytest.mark.parametrize(
     ("method", "asked"),
     [
@@ -347,8 +361,9 @@ def test_a_policy_that_needs_what_is_not_loaded_is_refused() -> None:
             with pytest.raises(UsageError):
                 pair.solve(QUESTION, policy=policy)
         assert alone.solve(QUESTION).answer == ANSWER
-        with pytest.raises(UsageError):
-            alone.solve(QUESTION, policy="entropy")
+        for early_stop in (None, True):
+            with pytest.raises(UsageError):
+                alone.solve(QUESTION, policy="entropy", early_stop=early_stop)
         with pytest.raises(TypeError, match="polcy"):
             pair.solve(QUESTION, polcy="target")  # type: ignore[call-arg]
 

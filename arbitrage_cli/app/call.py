@@ -221,7 +221,6 @@ def resolve_call(session: Session, given: CallOptions) -> PairCall:
     """Combine a call's options with what is decided. Raises UsageError if an option is invalid or a model is missing."""
     options = with_tau_of_policy(options_of(Options(), given))
     route = _route_of(session, options)
-    _check_loaded(session, route.policy)
     is_chosen = "think" in options.explicit
     limits = with_thinking(
         session,
@@ -252,13 +251,17 @@ def with_thinking(
 
 
 def _route_of(session: Session, options: Options) -> Route:
-    """Return the route of a call. A tau without a policy is for the policy that was asked for when the pair was opened."""
+    """Return the route of a call. A tau without a policy is for the policy that was asked for when the pair was opened.
+
+    Raises UsageError if an option is invalid, or if a model of the policy is not loaded.
+    """
     if not options.explicit.intersection(ROUTING):
         return session.route
     policy, tau = session.plan.usual
     if options.policy is not None:
         policy, tau = find_policy(options.policy), None
     refuse_useless([policy], options.explicit, session.task)
+    _check_loaded(session, policy)
     early_stop = session.router.early_stop
     if options.early_stop is not None:
         if options.early_stop and session.decided.models["draft"].served:

@@ -24,6 +24,7 @@ from arbitrage_cli.app.call import (
     Solution,
     StreamEvent,
     Token,
+    in_python,
     options_of,
     python_errors,
     resolve_call,
@@ -199,6 +200,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
                     in_order.expect(event.trace)
                 elif isinstance(event, Finished):
                     if event.error and not isinstance(event.error, ProblemError):
+                        in_python(event.error)
                         raise event.error
                     in_order.put(event.trace, call.solution(event))
                 yield from in_order.ready()

@@ -88,7 +88,7 @@ def _costs(options: Options, output: OutputOptions, *, as_json: bool) -> int:
     from arbitrage_cli.display.table import write_costs
     from arbitrage_cli.problems.tasks import find_task
 
-    used = {*SHARED["Models"], *SHARED["Machine"], "quiet", "debug", "json_line", "costs"}
+    used = {*SHARED["Models"], *SHARED["Machine"], "quiet", "debug", "config", "json_line", "costs"}
     if unused := sorted(options.explicit - used):
         raise UsageError("has no effect with --costs", "leave it out", option=unused[0])
     named = choose_models(options, find_task(None))

@@ -41,7 +41,9 @@ def test_costs_are_shown_and_kept_by_sha256_and_machine(home: Home) -> None:
 
 
 def test_one_model_is_measured_alone_as_json(home: Home) -> None:
-    result = home.run("advise", "--costs", "--target", "builtin:target", "--ctx", "128", "--json", "-q")
+    (home.folder / "own.toml").write_text("threads = 1\n")
+    options = ("--target", "builtin:target", "--ctx", "128", "--config", "own.toml", "--json", "-q")
+    result = home.run("advise", "--costs", *options)
     assert (result.err, [*result.record], result.record["target"]["costs"]["batches"][0] > 0) == ("", ["target"], True)
 
 
