@@ -136,10 +136,8 @@ class Planner:
         """
         if self.costs is None or draft is None:
             return Drafting(calibration, [0.0, 0.0], 0.0)
-        counts = range(1, 1 + max(1, min(most, MAX_SPECULATED)))
-        costs = [count * draft.decode + self.costs.batch(count) for count in counts]
-        expected = [*accumulate([1.0, *_powers(calibration.overall, len(costs) - 1)])]
-        paces = [cost / tokens for cost, tokens in zip(costs, expected, strict=True)]
+        costs = _relaxed_costs(self.costs, draft, max(1, min(most, MAX_SPECULATED)))
+        paces = _paces(costs, calibration.overall)
         best = paces.index(min(paces))
         if not best:
             return Drafting(calibration, [0.0, 0.0], 0.0)
@@ -186,6 +184,25 @@ def speculative_pace(target: UnitCosts, draft: UnitCosts, match_rate: float) -> 
     costs = _drafting_costs(target, draft, MAX_SPECULATED)
     count, pace = _fastest(1, _powers(match_rate, MAX_SPECULATED), costs)
     return pace if count else target.decode
+
+
+def relaxed_pace(target: UnitCosts, draft: UnitCosts, match_rate: float) -> float:
+    """Return the mean seconds per token with relaxed acceptance, if the draft chooses the best number of tokens.
+
+    `match_rate` is the probability that a draft token is kept after all earlier tokens of its batch were.
+    """
+    return min(_paces(_relaxed_costs(target, draft, MAX_SPECULATED), match_rate))
+
+
+def _relaxed_costs(target: UnitCosts, draft: UnitCosts, most: int) -> list[float]:
+    """Return the seconds to draft and compare 1, 2, ... `most` tokens."""
+    return [count * draft.decode + target.batch(count) for count in range(1, 1 + most)]
+
+
+def _paces(costs: Sequence[float], match_rate: float) -> list[float]:
+    """Return the seconds per written token if 1, 2, ... tokens with these costs are compared. The first is always written."""
+    expected = accumulate([1.0, *_powers(match_rate, len(costs) - 1)])
+    return [cost / tokens for cost, tokens in zip(costs, expected, strict=True)]
 
 
 def _drafting_costs(target: UnitCosts, draft: UnitCosts, most: int, wake: float = 0.0) -> list[float]:

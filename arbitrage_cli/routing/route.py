@@ -10,7 +10,7 @@ from functools import cached_property
 from math import inf
 
 from arbitrage_cli.arbitrage import Flow, Scorer
-from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.pair import MATCH_RATE, PairCosts
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
@@ -255,12 +255,10 @@ def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
     costs, policy = available.costs, route.policy
     if costs is None or costs.concurrency != 1:
         return None
-    if policy.speculates and not available.is_priced and costs.write() >= costs.target.decode:
-        target_token = formatting.number(costs.token_ratio)
-        return (
-            f"a target token takes only {target_token} times as long as a draft token, so policy {policy.name} drafts few "
-            "tokens or none, and is hardly faster than policy target"
-        )
+    if policy.speculates and not available.is_priced:
+        pace = costs.relax if policy.shares_token_ids else costs.write
+        if pace(MATCH_RATE) >= costs.target.decode:
+            return f"by the token costs, policy {policy.name} is {_when_faster(pace, costs.target.decode)}"
     solutions = DRAFT_SOLUTIONS * costs.draft.decode
     if policy.compares_answers and not available.has_checker and solutions >= costs.target.decode:
         worse = "more expensive" if available.is_priced else "slower"
@@ -270,6 +268,17 @@ def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
             f"much as {share} target solutions; better: --policy target, or a small second model (--check)"
         )
     return None
+
+
+def _when_faster(pace: Callable[[float], float], alone: float) -> str:
+    """Return how many draft tokens a policy must keep to be faster than the target alone.
+
+    `pace` returns its seconds per token at a share of kept tokens, and `alone` is that of the target.
+    """
+    percent = next((percent for percent in range(1, 101) if pace(percent / 100) < alone), None)
+    if percent is None:
+        return "not faster than policy target, even if the target keeps every draft token"
+    return f"faster than policy target only if the target keeps at least {percent}% of the draft tokens"
 
 
 # --- routes for requests and chats

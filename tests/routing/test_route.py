@@ -101,3 +101,38 @@ def test_careful_is_the_target_if_there_are_too_few_solutions(
     assert route.policy.name == policy
     assert ("(escalates every step)" in careful.label) is (width > 1)
     assert ("54 solutions" in str(warning)) is is_short
+
+
+QWEN = PairCosts(
+    UnitCosts((0.055, 0.0756, 0.0922, 0.1319, 0.2092), 0.0073), UnitCosts((0.1078, 0.1985, 0.2245, 0.2797, 0.3565), 0.0074)
+)
+BUILT_IN = PairCosts(
+    UnitCosts((0.041, 0.213, 0.217, 0.278, 0.407), 0.02), UnitCosts((0.521, 0.974, 1.166, 1.682, 2.536), 0.13)
+)
+
+
+@pytest.mark.parametrize(
+    ("costs", "policy", "needed"),
+    [
+        (QWEN, "speculative", "at least 94%"),
+        (QWEN, "relaxed", "at least 95%"),
+        (SLOW_DRAFT, "speculative", "even if the target keeps every"),
+        (SLOW_DRAFT, "relaxed", "even if the target keeps every"),
+        (BUILT_IN, "speculative", None),
+        (BUILT_IN, "relaxed", None),
+    ],
+)
+def test_a_warning_says_how_many_draft_tokens_must_be_kept(costs: PairCosts, policy: str, needed: str | None) -> None:
+    available = AvailableRouter(None, None, costs=costs)
+    route = make_route(POLICIES[policy], "0.5" if policy == "relaxed" else None, available)
+    _, warning = route_or_target_alone(route, available, is_default=False)
+    assert (warning is None) is (needed is None)
+    assert needed is None or needed in str(warning)
+
+
+def test_relaxed_acceptance_takes_the_time_that_its_planner_expects() -> None:
+    """At one draft token at a time, every written token costs one of each model."""
+    assert SLOW_DRAFT.relax(0.0) == pytest.approx(SLOW_DRAFT.draft.decode + SLOW_DRAFT.target.decode)
+    paces = [BUILT_IN.relax(rate) for rate in (0.5, 0.8, 0.9, 1.0)]
+    assert paces == sorted(paces, reverse=True)
+    assert paces[-1] == pytest.approx(min(BUILT_IN.draft.decode + BUILT_IN.target.batch(n) / n for n in range(1, 25)))
