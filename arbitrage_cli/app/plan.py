@@ -31,8 +31,9 @@ class Plan:
     `setup` is what was decided, now or when the run `began`, and `routes` are those that this command runs. `sources` tells
     where the models to load lie today; `named` also has those that are not loaded. `threads` and `concurrency` are those of
     this command. `usual` is the policy that was asked for, or the default one, with its tau as text. `notes` are new.
-    `asked` and `places` are for run.json, and `command` is the command line. `advised` tells for which pair and settings an advice is valid, and `solve_options`
-    are the words of a command that solves a problem with them.
+    `asked` and `places` are for run.json, and `command` is the command line. `advised` tells for which pair and settings an
+    advice is valid. `solve_options` and, for policies with a router, `router_options` are the words of a command that solves a
+    problem with them.
     """
 
     setup: Setup
@@ -93,11 +94,11 @@ def plan_without_models(request: Request) -> Plan:
 def _plan(request: Request, facts_of: FactsOf) -> Plan:
     began = request.began.run if request.began else None
     if began:
-        router = router_of_request(request)
-        setup, notes = _continued(request, began, router, facts_of)
+        setup, router, notes = _continued(request, began, facts_of)
     else:
         facts = facts_of(request)
-        router, setup = facts.router, decide(request, facts)
+        router = facts.router
+        setup = decide(request, facts)
         notes = setup.notes
     available = available_router(request, router, setup.unit_costs, setup.price)
     routes = _routes_now(request, setup, available)
@@ -125,16 +126,18 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
     )
 
 
-def _continued(request: Request, began: Run, router: NamedRouter | None, facts_of: FactsOf) -> tuple[Setup, Sequence[str]]:
-    """Return what was decided when a run began, with the policies that the request adds, and the notes about these."""
+def _continued(request: Request, began: Run, facts_of: FactsOf) -> tuple[Setup, NamedRouter | None, Sequence[str]]:
+    """Return what was decided when a run began, with the policies that the request adds, the router, and new notes."""
     setup = began.decided
+    router = router_of_request(request)
     available = available_router(request, router, setup.unit_costs, setup.price)
     added = added_policies(request.policies, request.typed, began, available, compares=request.compares)
     if not added:
-        return setup, ()
+        return setup, router, ()
     adding = replace(request, policies=added)
-    setup = extend(setup, adding, facts_of(adding))
-    return setup, setup.notes
+    facts = facts_of(adding)  # which may fetch the files that determine the router
+    setup = extend(setup, adding, facts)
+    return setup, facts.router, setup.notes
 
 
 def _routes_now(request: Request, setup: Setup, router: AvailableRouter) -> list[Route]:
@@ -159,7 +162,7 @@ def _threads(request: Request, setup: Setup, sources: ByRole[str]) -> dict[Model
 
 
 def _asked(request: Request) -> Asked:
-    """Return what was asked when the run began, with the problems and samples that are added now."""
+    """Return what was asked when the run began, with the problems and samples that are asked for now."""
     asked = asked_of(request.options.command, request.typed, request.options, *request.others)
     if request.began is None:
         return asked

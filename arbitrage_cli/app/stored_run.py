@@ -24,7 +24,7 @@ from arbitrage_cli.problems.rows import Dataset
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA
-from arbitrage_cli.runs.run import DataSet, Run
+from arbitrage_cli.runs.run import Asked, DataSet, Run
 from arbitrage_cli.types import Finished, Json, Trace
 
 CHANGES: Mapping[str, str] = {"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"}
@@ -148,6 +148,7 @@ def offering_to_resume(session: Session, folder: RunFolder | None) -> Iterator[N
 
 def _continued(session: Session, folder: RunFolder, began: Run, selected: Selection | None, **details: Any) -> Run:
     decided, changed = session.decided, Json(details)
+    asked = session.plan.asked
     warnings = [*began.warnings, *changed.pop("warnings", ())]
     if selected:
         check_data_set(began.dataset, selected.dataset)
@@ -155,6 +156,7 @@ def _continued(session: Session, folder: RunFolder, began: Run, selected: Select
         found = _problems(selected)
         changed |= found | {"levels": {**began.levels, **found["levels"]}}
         changed["samples"] = max(began.samples, details.get("samples", 1))
+        asked = _not_shrunk(asked, began, changed)
     if added := decided.routes[len(began.decided.routes) :]:
         count = "1 policy" if len(added) == 1 else f"{len(added)} policies"
         session.display.tell(f"adds {count} to a run with {len(began.decided.routes)}")
@@ -165,8 +167,20 @@ def _continued(session: Session, folder: RunFolder, began: Run, selected: Select
             warnings.append(f"the {CHANGES[name]} changed during the run: {decided.machine[name]}, then {now}")
     if began.tool != __version__:
         warnings.append(f"the results come from two versions of arbitrage: {began.tool} and {__version__}")
-    changed |= {"asked": session.plan.asked, "decided": decided, "places": {**began.places, **session.plan.places}}
+    changed |= {"asked": asked, "decided": decided, "places": {**began.places, **session.plan.places}}
     return began.changed(**changed, warnings=list(dict.fromkeys(warnings)))
+
+
+def _not_shrunk(asked: Asked, began: Run, changed: Json) -> Asked:
+    """Return what was asked. A selection of the run's own problems, or fewer samples, is only for this command."""
+    kept: list[str] = []
+    if changed["levels"].keys() == began.levels.keys():
+        kept += ["limit", "ids"]
+    if changed["samples"] == began.samples:
+        kept.append("samples")
+    before = {name: began.asked.options[name] for name in kept if name in began.asked.options}
+    now = {name: value for name, value in asked.options.items() if name not in kept}
+    return asked.model_copy(update={"options": now | before})
 
 
 def _check_grader(folder: RunFolder, began: Run, version: str) -> None:

@@ -68,6 +68,15 @@ def test_samples_and_policies_may_be_added(here: Path) -> None:
     assert [one["policy"] for one in made["decided"]["routes"]] == ["target", "draft", "entropy", "random"]
 
 
+def test_fewer_problems_or_samples_do_not_shrink_a_run(here: Path) -> None:
+    bench(here, typed(**SCRIPTED, policy="draft", temperature=0.5), samples=2, limit="2")
+    for added in ({"limit": "1"}, {"ids": "p1", "samples": 1}):
+        bench(here, typed(**SCRIPTED, policy="random@0.5"), **added)
+    assert len(bench(here, typed(**SCRIPTED)).attempts) == 8
+    made = run_json(here / "run")
+    assert (made["asked"]["options"]["limit"], made["asked"]["options"]["samples"], made["samples"]) == ("2", 2, 2)
+
+
 def test_errors_are_tried_again_and_wrong_answers_are_not(here: Path) -> None:
     path = here / "problems.jsonl"
     path.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + path.read_text())

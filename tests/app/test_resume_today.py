@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_hub
 import pytest
 from commands import MATH, Shown, advised, bench, refused, solve, typed
 from fake_server import HashServer, on_loopback
@@ -21,6 +22,8 @@ from arbitrage_cli.app.start import open_session
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
 from arbitrage_cli.errors import DamagedRunError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
+from arbitrage_cli.routing.route import need_router
+from arbitrage_cli.system.files import models_folder
 
 QUESTIONS = ("31 + 12", "5 * 7", "14 - 9 + 3", "27 + 2 * 6")
 CREATED = "2026-11-29T12:00:00+00:00"
@@ -76,6 +79,20 @@ def test_a_model_beside_one_that_was_typed_is_found_by_its_name(here: Path, tiny
         path.rename(here / "new" / path.name)
     bench(here, typed(draft=str(here / "new" / "draft.gguf"), **options))
     assert len(rows_of(here / "run")) == 8
+
+
+def test_the_router_of_a_model_that_is_fetched_now_scores_the_steps(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy with a router is added to a run, and its target is not on this machine yet."""
+    with fake_hub.running() as served:
+        served.repos["me/target"] = {"target-Q8_0.gguf": (models_folder() / "target.gguf").read_bytes()}
+        fake_hub.use(served, monkeypatch, here)
+        in_settings = Options(draft="builtin:draft", target="me/target:Q8_0", max_tokens=8)
+        for policies in ("draft", "draft,arbitrage@0.5"):
+            run = bench(here, replace(in_settings, policy=policies, explicit=frozenset({"policy"})))
+    assert run.run.decided.router
+    assert run.session.router.source == "builtin:builtin"
+    assert run.run.decided.router.sha256 == need_router(run.session.router.router).sha256
+    assert run.run.places["router"] == "builtin:builtin"
 
 
 def test_settings_of_today_do_not_name_the_models_of_a_run(here: Path) -> None:
