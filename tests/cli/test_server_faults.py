@@ -135,7 +135,7 @@ def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) ->
 
         def ask(model: str, num_turns: int = 0, **fields: Any) -> tuple[int, str]:
             turns = [{"role": role, "content": "1 + 1"} for _ in range(num_turns) for role in ("user", "assistant")]
-            messages = [*turns, {"role": "user", "content": "1 + 1"}]
+            messages = [*turns, {"role": "user", "content": "2 + 3"}]  # the toy's answer is never empty
             answer = client.post("/chat/completions", json={"model": model, "messages": messages, "max_tokens": 8, **fields})
             return answer.status_code, answer.text
 

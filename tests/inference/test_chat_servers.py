@@ -8,7 +8,8 @@ import pytest
 from fake_chat import Api, ChatServer, chunk
 from fake_server import Answer, Body, opened_model
 from hash_language import SHORT, events_of, finished_of, solve, texts
-from test_servers import PROBLEMS, here, set_limits
+from test_servers import PROBLEMS as ALL
+from test_servers import here, set_limits
 
 from arbitrage_cli.arbitrage import Flow, WriteStep
 from arbitrage_cli.errors import ServerError, ServerRequestError
@@ -19,6 +20,8 @@ from arbitrage_cli.inference.servers.model import ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
 from arbitrage_cli.types import Decision, Finished, Limits, Problem, Step, Trace
 
+PROBLEMS = [problem for problem in ALL if solve(here(), [problem], "target")[problem.id].text]
+"""Problems that the target answers: an answer without text counts as a refusal."""
 STYLE = PromptStyle()
 DISABLED = {"thinking": {"type": "disabled"}}
 APIS = {
@@ -44,12 +47,6 @@ def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> Ch
     return ChatWriter("target", model, Sampler(), style, **options)
 
 
-def problems_for(api: Api) -> list[Problem]:
-    """Return the problems, without those whose solution is empty if the API does not report that it generated a token."""
-    whole = solve(here(), PROBLEMS, "target", limits=replace(SHORT, max_steps=None))
-    return [problem for problem in PROBLEMS if whole[problem.id].text or api.usage != "none"]
-
-
 def test_everything_that_a_chat_api_writes_is_billed() -> None:
     """Also the answers that only tell whether a solution is complete."""
     server = ChatServer(Api())
@@ -64,10 +61,9 @@ def test_everything_that_a_chat_api_writes_is_billed() -> None:
 @pytest.mark.parametrize("host", APIS)
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(host: str, concurrency: int) -> None:
-    problems = problems_for(APIS[host])
-    expected = solve(here(), problems, "entropy", 1.0)
+    expected = solve(here(), PROBLEMS, "entropy", 1.0)
     with opened(host) as model:
-        found = solve({**here(concurrency), "target": writer(model)}, problems, "entropy", 1.0, concurrency=concurrency)
+        found = solve({**here(concurrency), "target": writer(model)}, PROBLEMS, "entropy", 1.0, concurrency=concurrency)
     assert texts(found) == texts(expected)
     assert isinstance(model.dialect, Chat)
     assert model.dialect.continuation == APIS[host].continues
@@ -76,15 +72,15 @@ def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(host: str, conc
 @pytest.mark.parametrize("api", APIS.values(), ids=APIS)
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_target_alone_behind_a_chat_api_is_asked_once_as_by_any_user(api: Api, concurrency: int) -> None:
-    limits, problems = replace(SHORT, max_steps=None), problems_for(api)
-    expected = solve(here(), problems, "target", limits=limits)
+    limits = replace(SHORT, max_steps=None)
+    expected = solve(here(), PROBLEMS, "target", limits=limits)
     server = ChatServer(replace(api, thinks_unless=None))
     with opened_model(server, template=None, continuation=api.continues) as model:
         server.bodies.clear()
-        found = solve({"target": writer(model)}, problems, "target", limits=limits, concurrency=concurrency)
+        found = solve({"target": writer(model)}, PROBLEMS, "target", limits=limits, concurrency=concurrency)
     assert texts(found) == texts(expected)
     assert {name: trace.stop for name, trace in found.items()} == {name: trace.stop for name, trace in expected.items()}
-    assert [body["messages"][-1]["role"] for body in server.bodies] == ["user"] * len(problems)
+    assert [body["messages"][-1]["role"] for body in server.bodies] == ["user"] * len(PROBLEMS)
     assert not any("stop" in body for body in server.bodies)
     if api.usage != "none":
         assert {name: trace.num_tokens for name, trace in found.items()} == {
@@ -223,6 +219,10 @@ def test_a_chunk_ends_at_the_separator() -> None:
     assert (step.text, step.stop) == ("one\n\n", "separator")
 
 
+HIDDEN = {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 40}}
+"""The token counts of a response whose tokens were hidden reasoning."""
+
+
 @pytest.mark.parametrize(
     ("chunks", "reason"),
     [
@@ -230,6 +230,8 @@ def test_a_chunk_ends_at_the_separator() -> None:
         ([chunk({"refusal": "I cannot help."}), chunk({}, "stop")], "refusal"),
         ([chunk({}, "tool_calls")], "tool_calls"),
         ([chunk({"content": ""}, "stop")], "without text"),
+        ([chunk({"content": ""}, "stop"), HIDDEN], "without text"),
+        ([chunk({"content": ""}, "length"), HIDDEN], "without text"),
         ([chunk({"content": ""})] * 1000, "more than"),
         ([chunk({}, f"Bearer {KEY}")], "Bearer ***"),
         ([chunk({"content": "So"}), chunk({}, "insufficient_system_resource")], "insufficient_system_resource"),

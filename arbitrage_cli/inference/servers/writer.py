@@ -332,8 +332,9 @@ class ServedWriter:
         slot.response = response
         if isinstance(response, _Closed):
             return slot.writing.stop
-        if not slot.writing.num_received and (response.ending == "length" or not slot.trace.decisions):
-            raise ServerRequestError(f"{self.model.server.name} sent a response without text")
+        if self._is_empty(slot.writing) and (response.ending == "length" or not slot.trace.decisions):
+            hint = "if the model thinks without showing its thoughts, turn this off"
+            raise ServerRequestError(f"{self.model.server.name} sent a response without text", hint)
         return await self._stop(slot, response.ending, request)
 
     async def _receive(self, slot: _Slot, request: TextRequest) -> _Closed | _Complete:
@@ -350,6 +351,10 @@ class ServedWriter:
         if ending is None:
             raise ValueError("`ServedModel.pieces` ended without an ending")
         return _Complete(ending, usage)
+
+    def _is_empty(self, writing: _Writing) -> bool:
+        """Return whether a response has nothing, not even a token without text, such as the end of the sequence."""
+        return not writing.num_received
 
     def _needs_no_more(self, slot: _Slot) -> bool:
         if slot.writing.text.ended and self.model.dialect.is_plain:  # other servers stop by themselves, and report
@@ -487,6 +492,10 @@ class ChatWriter(ServedWriter):
         request = super()._request(slot, prompt, max_tokens)
         is_exact = slot.writing.phase == "answer" and self.style.step_end.min_chars == 1
         return request if is_exact else replace(request, stop="")
+
+    def _is_empty(self, writing: _Writing) -> bool:
+        """Return whether a response has no text. The tokens that a chat API counts without text are hidden reasoning."""
+        return not (writing.num_earlier or writing.pieces)
 
     async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
         if slot.until_end or ending == "length":
