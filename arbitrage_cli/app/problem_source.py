@@ -52,27 +52,30 @@ JSON_LINES = (".jsonl", ".ndjson")
 InputLine = Problem | BadLine
 
 
+@frozen
+class Source:
+    """Where problems come from: from arguments, or from a file or standard input. `forms` are those of the task's rows."""
+
+    arguments: Sequence[str]
+    options: InputOptions
+    forms: Sequence[Form]
+
+
 class Problems:
     """A command's problems, read on demand.
 
     `total` is the number of rows, if it is known. `ended` is true once all rows have been read.
     """
 
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        options: InputOptions,
-        forms: Sequence[Form],
-        display: Display,
-        stack: contextlib.ExitStack,
-    ) -> None:
+    def __init__(self, source: Source, display: Display, stack: contextlib.ExitStack) -> None:
         """Open the source. Raises UsageError if the source is missing, ambiguous or unreadable."""
+        arguments, options = source.arguments, source.options
         input_file = options.input_file
         if arguments and input_file is not None:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
         mapping = parse_mapping(options.mapping) if options.mapping else {}
         places = range_of(options.limit) if options.limit else slice(None)
-        table = _read_table(input_file, mapping, forms, places.stop)
+        table = _read_table(input_file, mapping, source.forms, places.stop)
         self.ended = False
         self._noted = set[Oddity]()
         self._display, self._name = display, input_file or "standard input"

@@ -48,7 +48,7 @@ from arbitrage_cli.routing.route import (
     resolve_tau,
     selectable,
 )
-from arbitrage_cli.runs.folder import begun_run
+from arbitrage_cli.runs.folder import begun_file, begun_run
 from arbitrage_cli.runs.records import BENCH, Kind
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import WRITING, ModelRole, frozen
@@ -164,6 +164,17 @@ def ask(
     return _request(
         options, task, named, [route], concurrency, typed, use=use, is_default=is_default, others=others, began=began
     )
+
+
+def ask_to_solve(options: Options, output: Path | None, display: Display | None = None) -> Request:
+    """Return the request of `solve`. If the output file has results, the request continues their run.
+
+    Raises the same errors as `ask`, `begun_file` and `restored_options`.
+    """
+    began: Begun | None = None
+    if output and (earlier := begun_file(output)):
+        began = Begun(earlier, output, fetching(options, display))
+    return ask(options, find_task(restored_options(options, _run_of(began)).task), began)
 
 
 def _run_of(began: Begun | None) -> Run | None:

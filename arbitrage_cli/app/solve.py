@@ -6,25 +6,23 @@ tries it again after all other problems. Until that command ends, the file conta
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from arbitrage_cli.app.in_order import InOrder
 from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch
-from arbitrage_cli.app.options import InputOptions
-from arbitrage_cli.app.problem_source import InputLine, Problems
+from arbitrage_cli.app.problem_source import InputLine, Problems, Source
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.app.stored_run import offering_to_resume, run_of, with_loaded
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.problems.rows import Form, Item
-from arbitrage_cli.runs.folder import RUN, RunFolder, begun_run
+from arbitrage_cli.problems.rows import Item
+from arbitrage_cli.runs.folder import RUN, RunFolder, folder_beside
 from arbitrage_cli.runs.records import SOLVE
 from arbitrage_cli.runs.rows import SolutionLine, SolutionRow
-from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.types import Fields, Finished, Problem, frozen
 
@@ -39,33 +37,27 @@ LONG_LOADING = 3.0  # seconds of loading that are worth a hint
 
 
 @frozen
-class ViewOptions:
-    """What the display shows. If `answers_follow` is true, the answers are written to the same terminal."""
+class Destination:
+    """Where results go, and what the display shows.
 
+    Without a `path`, no file is written. If `answers_follow` is true, the answers are written to the terminal of the display.
+    """
+
+    path: Path | None
+    line_of: LineOf
     answers_follow: bool = False
     explains: bool = False
 
 
 def solve_problems(
-    open_session: OpenSession,
-    forms: Sequence[Form],
-    concurrency: int,
-    arguments: Sequence[str],
-    source: InputOptions,
-    path: Path | None,
-    display: Display,
-    line_of: LineOf,
-    view: ViewOptions,
+    open_session: OpenSession, source: Source, destination: Destination, display: Display, concurrency: int
 ) -> "Solutions":
-    """Solve problems from arguments, a file or standard input, and write the results to `path` if it is set.
-
-    `forms` are those of the rows of the task. At most `concurrency` problems are read ahead.
-    """
+    """Solve problems, and write the results. At most `concurrency` problems are read ahead."""
     with contextlib.ExitStack() as stack:
-        problems = Problems(arguments, source, forms, display, stack)
-        folder = stack.enter_context(_open_file(path)) if path else None
-        solutions = stack.enter_context(Solutions(problems, display, line_of, folder))
-        solutions.solve_missing(open_session, concurrency, view)
+        problems = Problems(source, display, stack)
+        folder = stack.enter_context(_open_file(destination.path)) if destination.path else None
+        solutions = stack.enter_context(Solutions(problems, display, destination, folder))
+        solutions.solve_missing(open_session, concurrency)
     return solutions
 
 
@@ -77,15 +69,6 @@ def loading_hint(loading: float, solving: float) -> str | None:
     return f"{times}; to keep the models loaded between questions, use arbitrage chat or arbitrage serve"
 
 
-def begun_file(path: Path) -> Run | None:
-    """Return the run that wrote a file of results, or None if the file has none. Raises the same errors as `RunFolder`."""
-    return begun_run(_folder_of(path), SOLVE, path) if path.is_file() else None
-
-
-def _folder_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.run")
-
-
 def _open_file(path: Path) -> RunFolder:
     """Open or create a file of results with its run folder. Raises UsageError if `solve -o` did not write the file."""
     if path.suffix.lower() in OTHER_FORMATS:
@@ -95,7 +78,7 @@ def _open_file(path: Path) -> RunFolder:
         raise UsageError(f"{path.parent}: no such folder", f"create it, or {ANOTHER}", option="output_file")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a regular file, so the command could not be resumed later", ANOTHER)
-    folder = _folder_of(path)
+    folder = folder_beside(path)
     if path.exists() and path.stat().st_size and not (folder / RUN).exists():
         message = f"{path}: the file is not empty, but {folder / RUN}, written by arbitrage solve -o, is missing"
         raise UsageError(message, ANOTHER)
@@ -105,20 +88,20 @@ def _open_file(path: Path) -> RunFolder:
 class Solutions(AbstractContextManager["Solutions"]):
     """Writes the lines of results in problem order and counts all results, new results and errors."""
 
-    def __init__(self, problems: Problems, display: Display, line_of: LineOf, folder: RunFolder | None) -> None:
+    def __init__(self, problems: Problems, display: Display, destination: Destination, folder: RunFolder | None) -> None:
         self.num_done = self.num_new = self.num_failed = 0
-        self._problems, self._display, self._line_of, self._folder = problems, display, line_of, folder
+        self._problems, self._display, self._destination, self._folder = problems, display, destination, folder
         self._in_order = InOrder[str | None]()
         self._stored: dict[InputPlace, tuple[str, str | None]] = {}  # status and line, in the order of the last attempts
         for row in folder.rows if folder else ():
             self._stored.pop(place := _place_in(row), None)
-            self._stored[place] = row.status, line_of(row.to_dict())
+            self._stored[place] = row.status, destination.line_of(row.to_dict())
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OutputError):  # an output error is already being raised
             self._write(self._in_order.rest())
 
-    def solve_missing(self, open_session: OpenSession, concurrency: int, view: ViewOptions) -> None:
+    def solve_missing(self, open_session: OpenSession, concurrency: int) -> None:
         """Solve the problems that have no result. If every problem has a result, no models are loaded.
 
         Raises UsageError if the file contains results of other problems or settings, and the same errors as `Session` and
@@ -140,19 +123,19 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._folder.save_run(with_loaded(run, session))
             with offering_to_resume(session, self._folder):
                 if num_known:
-                    self._solve_with(session, view)
+                    self._solve_with(session)
                     if hint := loading_hint(loaded - began, time.monotonic() - loaded):
                         self._display.tell(hint)
                 else:
                     list(self._unsolved())
         self._remove_replaced()
 
-    def _solve_with(self, session: Session, view: ViewOptions) -> None:
+    def _solve_with(self, session: Session) -> None:
         info = replace(
             session.run_info(num_problems=self._problems.total),
             num_done=sum(status == "done" for status, _ in self._stored.values()),
-            answers_follow=view.answers_follow,
-            explain=session.explain if view.explains else None,
+            answers_follow=self._destination.answers_follow,
+            explain=session.explain if self._destination.explains else None,
         )
         self._display.begin(info)
         flow = session.flow(session.route)
@@ -232,7 +215,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         self.num_done += 1
         self.num_new += 1
         self.num_failed += row.status == "error"
-        self._in_order.put(_place_in(row), self._line_of(row.to_dict()))
+        self._in_order.put(_place_in(row), self._destination.line_of(row.to_dict()))
 
     def _put(self, place: InputPlace, line: str | None) -> None:
         self._in_order.put(place, line)

@@ -1,13 +1,15 @@
 """`arbitrage solve`: solves problems with a draft and a target."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from arbitrage_cli.app.options import SOME_FAILED, InputOptions, Options, ResultFormat
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, say
@@ -15,6 +17,9 @@ from arbitrage_cli.display import wording
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import Fields, frozen
+
+if TYPE_CHECKING:
+    from arbitrage_cli.app.solve import Solutions
 
 
 @frozen
@@ -74,53 +79,63 @@ def solve(
       arbitrage solve --pair llama3 --input problems.txt -o solutions.jsonl
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
-    from arbitrage_cli.app.request import Begun, ask, fetching
-    from arbitrage_cli.app.resume import restored_options
-    from arbitrage_cli.app.solve import ViewOptions, begun_file, solve_problems
+    from arbitrage_cli.app.problem_source import Source
+    from arbitrage_cli.app.request import ask_to_solve
+    from arbitrage_cli.app.solve import Destination, solve_problems
     from arbitrage_cli.app.start import session_of
-    from arbitrage_cli.problems.tasks import find_task
 
     problems = problem or []
-    if len(problems) > 1 and not any(" " in one for one in problems):
-        quoted = " ".join(problems)
-        raise UsageError(f"found {len(problems)} problems", f'a problem of several words needs quotes: "{quoted}"')
+    _check_quotes(problems)
     is_given = bool(problems) and problems != ["-"]
     is_single = is_given and len(problems) == 1
     form = _format(results, is_given=is_given)
     path = results.output_file
-    num_unanswered = 0
     with command_display(output) as display:
-
-        def line_of(record: "Fields") -> str | None:
-            nonlocal num_unanswered
-            line = wording.result(record, form, is_single=is_single) if form else None
-            if line == "":
-                num_unanswered += 1
-                if output.quiet and not record["error"]:  # otherwise the view or the error says it
-                    display.note(f"problem {record['id']}: the solution has no answer")
-            return line
-
-        earlier = begun_file(path) if path else None
-        began = Begun(earlier, path, fetching(options, display)) if path and earlier else None
-        request = ask(options, find_task(restored_options(options, earlier).task), began)
+        request = ask_to_solve(options, path, display)
         request = replace(request, concurrency=1) if is_single else request
-        view = ViewOptions(answers_follow=form == "text" and sys.stdout.isatty(), explains=results.explain)
+        lines = _Lines(form, display, is_single=is_single, is_quiet=output.quiet)
+        answers_follow = form == "text" and sys.stdout.isatty()
         solved = solve_problems(
             session_of(request),
-            request.task.forms,
-            request.concurrency,
-            problems,
-            source,
-            path,
+            Source(problems, source, request.task.forms),
+            Destination(path, lines.line_of, answers_follow, results.explain),
             display,
-            line_of,
-            view,
+            request.concurrency,
         )
-    if results.output_file:
-        status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
-        errors = f", {formatting.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
-        say(f"{status}{results.output_file} has {formatting.count(solved.num_done, 'result')}{errors}", output)
-    return SOME_FAILED if solved.num_failed or num_unanswered else 0
+    if path:
+        say(_conclusion(solved, path), output)
+    return SOME_FAILED if solved.num_failed or lines.num_unanswered else 0
+
+
+class _Lines:
+    """Formats results for standard output, and counts those without an answer."""
+
+    def __init__(self, form: ResultFormat | None, display: Display, *, is_single: bool, is_quiet: bool) -> None:
+        self._form, self._display = form, display
+        self._is_single, self._is_quiet = is_single, is_quiet
+        self.num_unanswered = 0
+
+    def line_of(self, record: Fields) -> str | None:
+        line = wording.result(record, self._form, is_single=self._is_single) if self._form else None
+        if line == "":
+            self.num_unanswered += 1
+            if self._is_quiet and not record["error"]:  # otherwise the view or the error says it
+                self._display.note(f"problem {record['id']}: the solution has no answer")
+        return line
+
+
+def _check_quotes(problems: Sequence[str]) -> None:
+    """Raise UsageError if the arguments look like the words of one problem."""
+    if len(problems) > 1 and not any(" " in one for one in problems):
+        quoted = " ".join(problems)
+        raise UsageError(f"found {len(problems)} problems", f'a problem of several words needs quotes: "{quoted}"')
+
+
+def _conclusion(solved: "Solutions", path: Path) -> str:
+    status = "" if solved.num_new else "nothing to do: "
+    retry = " (repeat the command to retry)" if solved.num_new else ""
+    errors = f", {formatting.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
+    return f"{status}{path} has {formatting.count(solved.num_done, 'result')}{errors}"
 
 
 def _format(results: ResultOptions, *, is_given: bool) -> ResultFormat | None:

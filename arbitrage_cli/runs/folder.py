@@ -110,6 +110,16 @@ def begun_run(folder: Path, kind: str, results: Path | None = None) -> "Run | No
         return _read_run(folder, kind) if has_rows else None
 
 
+def begun_file(path: Path) -> "Run | None":
+    """Return the run that wrote a file of results, or None if the file has none. Raises the same errors as `RunFolder`."""
+    return begun_run(folder_beside(path), SOLVE, path) if path.is_file() else None
+
+
+def folder_beside(path: Path) -> Path:
+    """Return the run folder of a file of results."""
+    return path.with_name(f"{path.name}.run")
+
+
 def has_run(folder: Path) -> bool:
     """Return whether a folder contains a run or parts of a run."""
     return any((folder / name).exists() for name in (RUN, RESULTS))

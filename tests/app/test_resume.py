@@ -20,11 +20,10 @@ from arbitrage_cli.app.decide import RequestFacts, decide
 from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Begun, Request, ask, ask_to_compare
-from arbitrage_cli.app.solve import begun_file
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import read_pairs
-from arbitrage_cli.runs.folder import begun_run
+from arbitrage_cli.runs.folder import begun_file, begun_run
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.run import Run, Setup
 

@@ -11,9 +11,18 @@ import pytest
 from arbitrage_cli.app.bench import BenchRun, run_bench
 from arbitrage_cli.app.gather import advised_pair, router_of_request
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, InputOptions, Options, ProblemOptions
+from arbitrage_cli.app.problem_source import Source
 from arbitrage_cli.app.protocol import Display, LogDisplay
-from arbitrage_cli.app.request import AskedRun, Begun, Request, ask, ask_for_run, ask_to_collect, ask_to_compare
-from arbitrage_cli.app.solve import Solutions, ViewOptions, begun_file, solve_problems
+from arbitrage_cli.app.request import (
+    AskedRun,
+    Request,
+    ask,
+    ask_for_run,
+    ask_to_collect,
+    ask_to_compare,
+    ask_to_solve,
+)
+from arbitrage_cli.app.solve import Destination, Solutions, solve_problems
 from arbitrage_cli.app.start import open_session, session_of
 from arbitrage_cli.app.training import Collection
 from arbitrage_cli.costs.store import AdvisedPair
@@ -94,19 +103,11 @@ def solve(
 ) -> Solutions:
     """Solve these problems, or those of problems.jsonl of a folder."""
     path = folder / output if output else None
-    earlier = begun_file(path) if path else None
-    request = ask(options, MATH, Begun(earlier, path) if path and earlier else None)
-    source = InputOptions(**({} if arguments else {"input_file": str(folder / "problems.jsonl")}) | given)
+    request = ask_to_solve(options, path)
+    given = given if arguments else {"input_file": str(folder / "problems.jsonl")} | given
+    source = Source(arguments, InputOptions(**given), MATH.forms)
     return solve_problems(
-        session_of(request),
-        MATH.forms,
-        request.concurrency,
-        arguments,
-        source,
-        path,
-        display or Shown(),
-        json.dumps,
-        ViewOptions(),
+        session_of(request), source, Destination(path, json.dumps), display or Shown(), request.concurrency
     )
 
 
