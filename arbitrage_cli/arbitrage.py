@@ -8,8 +8,8 @@
         if router(x, z) > tau:  z <- the target writes a step from x
         x <- x + z
 
-A flow is a generator that yields requests (`WriteStep`, `RateSteps` or `CompareAnswers`) and receives their results. If it yields
-several requests, their models write at once, and it receives the first finished step. The scheduler drives the flows.
+A flow is a generator that yields requests (`WriteStep`, `RateSteps` or `CompareAnswers`) and receives their results. If it
+yields several requests, their models write at once, and it receives the first finished step. The scheduler drives the flows.
 """
 
 import math

@@ -71,8 +71,7 @@ def gather(
 ) -> RequestFacts:
     """Return the facts about the request's models. By default, `measured` contains the stored costs, and no server is asked.
 
-    Raises ModelFileError if a file cannot be read, and the same errors as
-    `open_served`.
+    Raises ModelFileError if a file cannot be read, and the same errors as `open_served`.
     """
     sources, advice, notes = request.models_for(request.asked), None, list[str]()
     router = router_of_request(request)

@@ -21,7 +21,7 @@ from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
-from arbitrage_cli.runs.records import Key, tally_of, tau_in_json
+from arbitrage_cli.runs.records import AttemptKey, tally_of, tau_in_json
 from arbitrage_cli.runs.results import SampleKey
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.system.signals import noted_signals
@@ -77,11 +77,11 @@ class Attempt:
         return self.item.problem.id
 
     @property
-    def key(self) -> Key:
+    def key(self) -> AttemptKey:
         return self.id, self.sample, self.route.policy.name, tau_in_json(self.route.tau)
 
 
-def missing(attempts: Sequence[Attempt], statuses: Mapping[Key, str]) -> list[Attempt]:
+def missing(attempts: Sequence[Attempt], statuses: Mapping[AttemptKey, str]) -> list[Attempt]:
     """Return the attempts that have no row, followed by the attempts that ended in an error."""
     new = [attempt for attempt in attempts if attempt.key not in statuses]
     return new + [attempt for attempt in attempts if statuses.get(attempt.key) == "error"]

@@ -14,7 +14,7 @@ from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import AvailableRouter, Route
 from arbitrage_cli.runs.folder import read_run_folder
-from arbitrage_cli.runs.records import Key
+from arbitrage_cli.runs.records import AttemptKey
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.types import frozen
 
@@ -40,7 +40,7 @@ def preview(plan: Plan, selected: Selection, path: Path, samples: int) -> Previe
     Raises UsageError or DamagedRunError if the folder's run cannot be continued.
     """
     results = list[Result]()
-    statuses: dict[Key, str] = {}
+    statuses: dict[AttemptKey, str] = {}
     if plan.began:
         check_data_set(plan.began.dataset, selected.dataset)
         rows = list(read_run_folder(path).rows)
@@ -63,7 +63,8 @@ def preview(plan: Plan, selected: Selection, path: Path, samples: int) -> Previe
 def expected_seconds(routes: Mapping[str, Route], plan: Plan, results: Iterable[Result]) -> dict[str, float | None]:
     """Return the time that an attempt adds to the run, by route, or None where it is unknown.
 
-    The time is the mean over the run's finished attempts. Without such attempts, it is computed from token costs and the router's table.
+    The time is the mean over the run's finished attempts. Without such attempts, it is computed from token costs and the
+    router's table.
     """
     measured: dict[str, list[float]] = {label: [] for label in routes}
     for result in results:

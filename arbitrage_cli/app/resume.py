@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from arbitrage_cli.app.naming import (
     NamedModels,
@@ -41,6 +41,9 @@ from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, mak
 from arbitrage_cli.runs.run import Asked, DataSet, ModelSetup, Run
 from arbitrage_cli.types import ROLES, Json, ModelRole, frozen
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 MODELS = ("pair", "draft", "target", "router", "prm", "check")
 """Options that say where models and the router lie. They are not restored, because these are found by their checksums."""
 
@@ -56,7 +59,8 @@ FREE = (
 
 ELSEWHERE = "leave it out, or use another path (--output)"
 
-Group = TypeVar("Group")
+Group = TypeVar("Group", bound="DataclassInstance")
+"""A group of options."""
 Fetch = Callable[[str], object]
 """Downloads a model that was typed, if it is on the Hub and not on this machine."""
 
@@ -101,8 +105,7 @@ def restored(group: Group, typed: frozenset[str], began: Run | None) -> Group:
             raise differs(name, before, getattr(group, name))
     if "policy" in typed and getattr(group, "policy", None) != began.asked.options.get("policy"):
         kept.pop("tau", None)  # it belongs to the policy of the run
-    changed: Any = group
-    return replace(changed, **kept)  # type: ignore[no-any-return]
+    return replace(group, **kept)
 
 
 def restored_options(options: Options, began: Run | None) -> Options:

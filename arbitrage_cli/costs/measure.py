@@ -106,38 +106,22 @@ def measure_and_keep(
 
     Raises any error from loading or running a model.
     """
-    limit = limit or PROBE_SECONDS
     check_memory(memory_needed(paths, load))
     most = {role: threads_without_costs(path, load) for role, path in paths.items()}
-    names = {role: display_name(path) for role, path in paths.items()}
     free = free_cores() if max(most.values()) > 1 and not load.threads else max(most.values())
+    counts = {role: [count] if load.threads else thread_counts(min(count, free)) for role, count in most.items()}
     with ExitStack() as stack:
-        backends: dict[ModelRole, Threaded] = {}
-        for role, path in paths.items():
-            options = replace(load, threads=most[role])
-            backend = open_model(path, options, partial(show, f"loading {role}", names[role]))
-            backends[role] = cast("Threaded", stack.enter_context(closing(backend)))
-        on_gpu = {role: backend for role, backend in backends.items() if backend.card.gpu_layers}
-        probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed
-        share = limit / 2 / len(backends)
-        counts = {role: [count] if load.threads else thread_counts(min(count, free)) for role, count in most.items()}
-        for role, backend in backends.items():
-            show(f"measuring {role}, up to {math.ceil(share)} s", names[role])
-            try_threads(backend, counts[role], limit=share)
-        show(f"measuring {' and '.join(backends)}, up to {math.ceil(limit / 2)} s", " and ".join(names.values()))
-        probes = probe(backends, limit=limit * 3 / 8)
-        if _disturbed(probes, on_gpu):  # once more, because a disturbance may be short
-            probes = probe(backends, limit=limit / 8)
+        backends = _open(paths, load, most, show, stack)
+        names = {role: display_name(path) for role, path in paths.items()}
+        probes, disturbed = _measure(backends, names, counts, show, limit or PROBE_SECONDS)
         cards = {role: backend.card for role, backend in backends.items()}
-    disturbed = _disturbed(probes, on_gpu) | {role for role, threads in most.items() if free < threads}
+    disturbed |= {role for role, threads in most.items() if free < threads}
     created = formatting.timestamp()
-    machine = machine_here()
-    loading = loading_of(load)
     models = {
         role: Tuned(
-            machine,
+            machine_here(),
             sha256_seen(local_files(path)),
-            loading,
+            loading_of(load),
             cards[role].name,
             cards[role].threads,
             probes[role].costs,
@@ -146,7 +130,7 @@ def measure_and_keep(
         )
         for role, path in paths.items()
     }
-    if roles := [role for role, model in models.items() if model.is_disturbed]:
+    if roles := [role for role in models if role in disturbed]:
         costs = f"the token costs of {' and '.join(roles)} are approximate"
         note(f"other programs disturbed the measurement, so {costs}; a single thread is least affected: use --threads 1")
     try:
@@ -154,6 +138,38 @@ def measure_and_keep(
     except OutputError as error:
         note(f"the token costs are used only by this command, because they cannot be stored: {error.message}")
     return models
+
+
+def _open(
+    paths: ByRole[str], load: LoadOptions, threads: ByRole[int], show: ShowActivity, stack: ExitStack
+) -> dict[ModelRole, Threaded]:
+    """Load the models, which the stack closes."""
+    backends: dict[ModelRole, Threaded] = {}
+    for role, path in paths.items():
+        options = replace(load, threads=threads[role])
+        backend = open_model(path, options, partial(show, f"loading {role}", display_name(path)))
+        backends[role] = cast("Threaded", stack.enter_context(closing(backend)))
+    return backends
+
+
+def _measure(
+    backends: ByRole[Threaded], names: ByRole[str], counts: ByRole[Sequence[int]], show: ShowActivity, limit: float
+) -> tuple[dict[ModelRole, Probes], set[ModelRole]]:
+    """Set each model to the best of its numbers of threads, then measure all models in turns.
+
+    Return the probes, and the models whose measurement was disturbed.
+    """
+    on_gpu = {role: backend for role, backend in backends.items() if backend.card.gpu_layers}
+    probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed
+    share = limit / 2 / len(backends)
+    for role, backend in backends.items():
+        show(f"measuring {role}, up to {math.ceil(share)} s", names[role])
+        try_threads(backend, counts[role], limit=share)
+    show(f"measuring {' and '.join(backends)}, up to {math.ceil(limit / 2)} s", " and ".join(names.values()))
+    probes = probe(backends, limit=limit * 3 / 8)
+    if _disturbed(probes, on_gpu):  # once more, because a disturbance may be short
+        probes = probe(backends, limit=limit / 8)
+    return probes, _disturbed(probes, on_gpu)
 
 
 def _disturbed(probes: ByRole[Probes], on_gpu: Container[ModelRole]) -> set[ModelRole]:

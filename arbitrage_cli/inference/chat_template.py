@@ -27,7 +27,8 @@ MAX_RENDER_BYTES = 256 << 20
 MAX_LAYOUTS = 32  # cached per model; also the number of cached renderings
 
 Messages = list[dict[str, str]]
-Render = Callable[[Messages, Fields], str]  # takes template variables; raises the same errors as `render`
+RenderMessages = Callable[[Messages, Fields], str]
+"""Renders messages with template variables. Raises the same errors as `render`."""
 
 QUESTION: tuple[MessageRole, ...] = ("user",)
 CONVERSATION: tuple[MessageRole, ...] = ("user", "assistant", "user")
@@ -80,7 +81,7 @@ class ChatPrompt:
 
     def __init__(
         self,
-        template: str | Render | None,
+        template: str | RenderMessages | None,
         control_tokens: Collection[str] | None,
         marker_tokens: Collection[str] = (),
         style: PromptStyle = DEFAULT_STYLE,
@@ -246,7 +247,7 @@ class Layout:
 class Layouts:
     """The layouts of one model's template, or plain question-and-answer layouts if there is no template."""
 
-    def __init__(self, template: str | Render | None, variables: Fields, *, has_instructions: bool) -> None:
+    def __init__(self, template: str | RenderMessages | None, variables: Fields, *, has_instructions: bool) -> None:
         self._template = template
         self._variables = variables
         self._has_instructions = has_instructions

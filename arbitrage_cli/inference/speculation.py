@@ -225,8 +225,7 @@ def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float])
     """Return the number of proposed tokens that minimizes the seconds per token, and these seconds.
 
     The number is 0 if the gain is below `GAIN`. `chances` are in descending order. The first `num_certain` tokens are always
-    decoded.
-    `costs[n]` is the cost of a batch with n proposed tokens.
+    decoded. `costs[n]` is the cost of a batch with n proposed tokens.
     """
     expected = float(num_certain)
     best = costs[0] / num_certain / GAIN

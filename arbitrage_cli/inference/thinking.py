@@ -21,8 +21,8 @@ class ThinkFormat:
 
     `opens` begins the phase. The model writes `end` to end the phase. `closes` is the text from `end` to the answer. `skips`
     is the text before an answer without thinking (default: an empty phase). Some templates turn on thinking with the text
-    `asks`.
-    `shown_by` identifies the format (default: `end`). If `ends_turns` is true, the model also ends answers with `end`.
+    `asks`. `shown_by` identifies the format (default: `end`). If `ends_turns` is true, the model also ends answers with
+    `end`.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """Checks the header of a GGUF file, and reads facts about the model, even if it does not fit in memory.
 
-Every length is limited, because the file may be damaged, and all tensors must end within the file. Weights are neither read nor
-checked; llama.cpp checks them when a new file is tried in a separate process (`inference.open`). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Every length is limited, because the file may be damaged, and all tensors must end within the file. Weights are neither read
+nor checked; llama.cpp checks them when a new file is tried in a separate process (`inference.open`). Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import functools

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.numbers.formatting import count
-from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, SOLVE, Key, Kind, to_json
+from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, SOLVE, AttemptKey, Kind, to_json
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import (
@@ -197,7 +197,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._is_fresh = fresh
         self._again = "the same command without --fresh" if fresh else "the same command"
         self.run: Run | None = None
-        self.statuses: dict[Key, str] = {}
+        self.statuses: dict[AttemptKey, str] = {}
         with os_errors(UsageError, f"{self._results.parent}: cannot be used for a run", _ELSEWHERE):
             _refuse_links(folder, self._results, folder / RUN, folder / STARTED)
             self._is_new = not (folder.exists() or self._results.exists())
@@ -333,7 +333,7 @@ def _validated(path: Path, run: "Run") -> "Iterator[Row | BadRow]":
     """Yield the rows. Rows of problems or policies that are not part of a benchmark are invalid."""
     from arbitrage_cli.runs.rows import read_row  # slow to import
 
-    done: set[Key] = set()
+    done: set[AttemptKey] = set()
     policies = {(route.policy, route.tau) for route in run.decided.routes}
     for number, line in enumerate(_lines(path), start=1):
         if not line.endswith(b"\n"):

@@ -42,7 +42,8 @@ NO_COST = Cost()
 
 Level = str | int | None
 Tau = float | Literal["inf", "-inf"] | None
-Key = tuple[str, int, str | None, Tau]  # the attempt that a row belongs to: problem ID, sample, policy and tau
+AttemptKey = tuple[str, int, str | None, Tau]
+"""The attempt that a row belongs to: problem ID, sample, policy and tau."""
 
 Explain = Callable[[Trace, int], Attribution | None]  # explains the decision at an index
 
@@ -108,10 +109,10 @@ class Tally:
     """Totals over several steps. Costs and drafted tokens include discarded steps.
 
     `stopped_steps` counts the drafted steps that were stopped early. `thinking_tokens` counts kept steps, and
-    `kept_differences` the drafted tokens that relaxed acceptance kept. `reward_cost` is
-    the cost of rating steps with a process reward model; that of rollouts is part of the models' costs. `check_tokens` and
-    `check_cost` belong to the checker. `further_tokens` are those of the draft's further solutions, which take the checker's
-    place. Their costs are part of the draft's, but nothing of them can be accepted, so they are not drafted tokens.
+    `kept_differences` the drafted tokens that relaxed acceptance kept. `reward_cost` is the cost of rating steps with a
+    process reward model; that of rollouts is part of the models' costs. `check_tokens` and `check_cost` belong to the
+    checker. `further_tokens` are those of the draft's further solutions, which take the checker's place. Their costs are
+    part of the draft's, but nothing of them can be accepted, so they are not drafted tokens.
     """
 
     drafted_steps: int = 0

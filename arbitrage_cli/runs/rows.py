@@ -21,8 +21,8 @@ from arbitrage_cli.runs.records import (
     NO_COST,
     SCHEMA,
     SOLVE,
+    AttemptKey,
     Explain,
-    Key,
     Level,
     RunInfo,
     Tally,
@@ -223,7 +223,7 @@ class Row(Record):
     conditions: Json | None = None
 
     @property
-    def key(self) -> Key:
+    def key(self) -> AttemptKey:
         return self.id, getattr(self, "sample", 0), self.policy, self.tau
 
 

@@ -46,8 +46,8 @@ class ModelSetup(Record):
     """What a model is, wherever it lies. `sha256` is None without GGUF files, and `costs` if the model was not measured.
 
     The architecture, the number of parameters and the size of the vocabulary are what the files say. `name` is what users
-    read: a file's name, a name on the Hub, the name of a built-in model, or that of a server's model.
-    `threads` is None on a server.
+    read: a file's name, a name on the Hub, the name of a built-in model, or that of a server's model. `threads` is None on a
+    server.
     """
 
     name: str
@@ -132,9 +132,7 @@ class Settings(Record):
 class Setup(Record):
     """The decisions that followed from a request, on one machine at one moment.
 
-    `concurrency` is the number of problems at once.
-
-    `tau_costs` names the costs on which presets are based, if any are used.
+    `concurrency` is the number of problems at once. `tau_costs` names the costs on which presets are based, if any are used.
     """
 
     models: dict[ModelRole, ModelSetup]
@@ -189,9 +187,9 @@ class Run(Record):
     """The contents of run.json. `levels` has an entry for each problem of the run, and is empty for runs of `solve`.
 
     `places` tells where the models and the router lay. They are looked for there, by their checksums, and nothing is sent to
-    an address that only run.json names. `reward` describes the rewards of collected states. A run that `skips_attempts` has rows only for the attempts that
-    `advise` needed. `protections` limit the programs that models write. `loaded` and `flags`, those of llama.cpp, are known
-    once a model is loaded.
+    an address that only run.json names. `reward` describes the rewards of collected states. A run that `skips_attempts` has
+    rows only for the attempts that `advise` needed. `protections` limit the programs that models write. `loaded` and
+    `flags`, those of llama.cpp, are known once a model is loaded.
     """
 
     version: Literal[3] = Field(alias="schema")

@@ -86,8 +86,7 @@ def find_keys(
     The environment variable named in the pair takes precedence, followed by the role's variable and the shared variable.
 
     Raises UsageError if the environment variable that the pair names is not set, if a key is invalid or would be sent
-    unencrypted, or if several
-    servers would receive the shared key.
+    unencrypted, or if several servers would receive the shared key.
     """
     keys: dict[ModelRole, str] = {}
     shared = environment.get(SHARED_KEY_VARIABLE)
