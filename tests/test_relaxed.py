@@ -217,6 +217,7 @@ def test_solve_keeps_differences_and_shows_them(home: dict[str, str | None]) -> 
         ("", ("--policy", "relaxed@-1")),
         ("", ("--policy", "relaxed@")),
         ("--tau", ("--policy", "relaxed@1", "--tau", "2")),
+        ("--tau", ("--policy", "relaxed", "--tau", "careful")),
         ("--temperature", ("--policy", "relaxed@1", "--temperature", "0.5")),
         ("--policy", ("--policy", "relaxed@1", "--draft", "http://127.0.0.1:9/v1", "--target", "builtin:target")),
     ],
@@ -225,6 +226,7 @@ def test_what_it_cannot_do_is_refused_before_models_are_loaded(option: str, argu
     ended = run("solve", *arguments, QUESTION)
     assert_refused(ended, 2, option)
     assert "loading" not in ended.err
+    assert "-inf" not in ended.err
 
 
 @pytest.mark.parametrize("write_other", [write_target, write_recurrent])
@@ -275,10 +277,17 @@ def test_serve_and_chat_take_it(home: dict[str, str | None]) -> None:
         assert answer == record["text"].rstrip()
         refused = client.post("/chat/completions", json={**asked, "temperature": 0.5})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
-        assert client.post("/chat/completions", json={**asked, "model": "relaxed"}).status_code == 404
-    said = run("chat", "--pair", "builtin", "--policy", "relaxed@4", stdin=f"{SOLVED[-1]}\n".encode(), env=home)
+        for model in ("relaxed", "relaxed@-1", "relaxed@careful"):
+            unknown = client.post("/chat/completions", json={**asked, "model": model})
+            assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "model")
+            assert "--" not in unknown.json()["error"]["message"]
+    lines = ("/policy relaxed@4", SOLVED[-1], "/policy relaxed", "/policy target", "/explain")
+    said = run("chat", "--pair", "builtin", stdin="\n".join(lines).encode(), env=home)
     assert said.code == 0, said.err
-    assert said.out == f"{record['answer']}\n"
+    assert said.out.startswith(f"{record['answer']}\n")
+    assert "policy relaxed needs a tau" in said.err
+    num_kept = sum(len(step.get("differences", ())) for step in record["steps"])
+    assert said.out.count("instead of") == num_kept > 0
 
 
 def test_serve_refuses_it_for_models_with_different_vocabularies(tmp_path: Path) -> None:

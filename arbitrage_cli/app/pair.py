@@ -401,12 +401,12 @@ class RoutedConversation:
 
     def ask(self, question: str) -> Finished:
         """Answer a question and remember the answer. Raises UsageError if the question is not valid text."""
-        route, router = self.route, self._session.router.router
+        route = self.route
         finished = self._solve(self._turns.problem(question), route)
         if finished.error is None:
             self._turns.add(finished.trace.problem.question, finished.trace.text)
-            explain = router.explain if router and route.policy.needs_router else None
-            self._last = finished, replace(self._session.run_info(num_problems=1, route=route), explain=explain)
+            run = self._session.run_info(num_problems=1, route=route)
+            self._last = finished, replace(run, explain=self._session.explain(route))
         return finished
 
     @property

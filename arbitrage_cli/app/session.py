@@ -100,10 +100,9 @@ class Session:
             at_once="check" in models and any(models[role].served for role in roles),
         )
 
-    @property
-    def explain(self) -> Explain:
-        """What explains a decision of the router. Without a router, nothing is explained."""
-        router = self.router.router if self.route.policy.needs_router else None
+    def explain(self, route: Route) -> Explain:
+        """Return what explains a decision of the router. If the route has no router, nothing is explained."""
+        router = self.router.router if route.policy.needs_router else None
         return router.explain if router else lambda trace, index: None
 
     def flow(self, route: Route, sample: int = 0, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:

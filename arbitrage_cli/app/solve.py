@@ -135,7 +135,7 @@ class Solutions(AbstractContextManager["Solutions"]):
             session.run_info(num_problems=self._problems.total),
             num_done=sum(status == "done" for status, _ in self._stored.values()),
             answers_follow=self._destination.answers_follow,
-            explain=session.explain if self._destination.explains else None,
+            explain=session.explain(session.route) if self._destination.explains else None,
         )
         self._display.begin(info)
         flow = session.flow(session.route)

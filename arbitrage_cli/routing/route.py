@@ -195,12 +195,13 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> 
     if policy.needs_router:
         resolved = available.table.resolve(tau or DEFAULT_TAU)
     elif tau is None:
-        hint = f"use --tau, or a policy such as {policy.name}@0.5"
+        hint = f"use a policy such as {policy.name}@0.5"
         raise UsageError(f"policy {policy.name} needs a tau, and has no default", hint, option="tau")
     else:
-        resolved = parse_number(str(tau), f"use a number, inf or -inf for policy {policy.name}, such as --tau 0.5")
+        numbers = "a number, inf or -inf" if policy.min_tau == -inf else f"a number from {policy.min_tau:g} to inf"
+        resolved = parse_number(str(tau), f"use {numbers} for policy {policy.name}, such as {policy.name}@0.5")
     if resolved < policy.min_tau:
-        hint = f"use a tau of at least {policy.min_tau:g}, such as --tau 0.5"
+        hint = f"use a tau of at least {policy.min_tau:g}, such as {policy.name}@0.5"
         raise UsageError(
             f"tau {resolved:g} is below {policy.min_tau:g}, the least of policy {policy.name}", hint, option="tau"
         )
