@@ -10,18 +10,16 @@ from pathlib import Path
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.options import AdviceOptions
-from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.session import OpenSession
 from arbitrage_cli.app.stored_run import offering_to_resume
-from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError
-from arbitrage_cli.evaluation.bounds import Bound, bounds_of, decides, verdict_beside, verdict_of
+from arbitrage_cli.evaluation.bounds import Bound, bounds_of_run
 from arbitrage_cli.evaluation.figures import PolicyFigures
 from arbitrage_cli.evaluation.metrics import RunFigures, figures
-from arbitrage_cli.evaluation.verdict import MIN_PROBLEMS, Verdict
+from arbitrage_cli.evaluation.verdict import MIN_PROBLEMS, Basis, Verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import DRAFT_ALONE, TARGET_ALONE
 from arbitrage_cli.routing.route import Route
@@ -37,9 +35,9 @@ LONGEST = 0.5  # the maximum share of the time for one attempt
 class Advice:
     """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict.
 
-    `bounds` tell how much each policy can save at most, as far as this follows from the costs of tokens. If they exclude all
-    policies, no problem is solved. Without a verdict, `finished` counts the problems that all policies finished, and `minutes`
-    is the time limit with which there would probably be one.
+    `bounds` tell how much each policy can save at most, as far as this follows from the costs of tokens. Without a verdict,
+    `finished` counts the problems that all policies finished, and `minutes` is the time limit with which there would probably
+    be one.
     """
 
     verdict: Verdict
@@ -110,11 +108,14 @@ def advise(
         # In a pseudo-random order, the first problems are a representative sample.
         drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
         run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", ends=ends)
-        bounds = _bounds(session.plan)
+        prices = session.decided.prices
+        bounds = bounds_of_run(run.run, prices)
         advisor = _Advisor(run, ends, bounds)
         with offering_to_resume(session, folder if is_repeatable else None):
-            if not advisor.is_done:
-                _tell_of(bounds, display)
+            if advisor.is_done:
+                folder.save_run(run.run)
+            else:
+                _tell_of(bounds, "price" if prices else "time", display)
                 run.measure(advisor.attempts(), advisor.is_kept)
             run.compare_earlier()
         found, decided = advisor.judged()
@@ -126,25 +127,19 @@ def advise(
     return Advice(decided, found, command, bounds, finished, minutes)
 
 
-def _bounds(plan: Plan) -> list[Bound]:
-    """Return the bounds of the pair's policies. A pair that is judged by its prices has none."""
-    setup = plan.setup
-    costs = None if setup.price else PairCosts.of(setup.unit_costs)
-    check = setup.unit_costs.get("check")
-    is_checker_unknown = "check" in plan.sources and check is None
-    routes = [route for route in plan.routes if not (is_checker_unknown and route.policy.compares_answers)]
-    return bounds_of(routes, costs, plan.router.table if plan.router.router else None, check)
-
-
-def _tell_of(bounds: Sequence[Bound], display: Display) -> None:
+def _tell_of(bounds: Sequence[Bound], basis: Basis, display: Display) -> None:
     """Say which policies are not tried, and why."""
     for bound in bounds:
         if bound.escalates_all:
             display.tell(f"not tried: {bound.route.name}, because its tau escalates every step here")
         elif bound.is_excluded:
-            number = formatting.number(bound.at_most if bound.is_certain else bound.likely)
-            how = "at most" if bound.is_certain else "probably at most"
-            display.tell(f"not tried: {bound.route.name} is {how} {number}x as fast as the target alone")
+            probably = "" if bound.is_certain else "probably "
+            ratio = bound.at_most if bound.is_certain else bound.likely
+            if basis == "price":
+                effect = f"{probably}costs at least {formatting.percent(1 / ratio)} of the target's price"
+            else:
+                effect = f"is {probably}at most {formatting.number(ratio)}x as fast as the target alone"
+            display.tell(f"not tried: {bound.route.name} {effect}")
 
 
 def _store(pair: AdvisedPair, route: str, display: Display) -> None:
@@ -159,15 +154,14 @@ class _Advisor:
     """Chooses the attempts of a benchmark that may change the verdict until the time limit is reached.
 
     The target and the draft solve each problem first, then the policies in the order of their chances to save enough.
-    Policies that cannot save enough are skipped. If these are all policies but the draft alone, no problem is solved.
+    Hopeless policies are skipped.
     """
 
     def __init__(self, run: BenchRun, ends: float, bounds: Sequence[Bound]) -> None:
-        self._run, self._bounds = run, bounds
+        self._run = run
         self._ends = self._attempt_ends = ends
         self._began = time.monotonic()
         self._chances = {bound.route: bound.chance for bound in bounds}
-        self._excluded = {bound.route for bound in bounds if bound.is_excluded}
         self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, *self._rank(attempt.route)))
         self._seconds = _seconds_until(ends)
         self._block: int | None = None
@@ -193,14 +187,12 @@ class _Advisor:
         found = figures(self._run.run, self._run.results)
         if found.verdict is None:
             raise DefectError("advise has no policy to compare")
-        verdict = verdict_of(self._bounds) if self._is_decided_by_bounds else verdict_beside(self._bounds, found.verdict)
-        return replace(found, verdict=verdict), verdict
+        return found, found.verdict
 
     @property
     def finished(self) -> int:
         """The number of problems that all policies finished that were tried."""
-        tried = [one for one in self._decided.candidates if one.route not in self._excluded and not one.is_hopeless]
-        return min((one.num_problems for one in tried), default=0)
+        return min((one.num_problems for one in self._decided.candidates if not one.is_hopeless), default=0)
 
     def minutes_needed(self, minutes: float) -> float | None:
         """Return the time limit with which there would probably be a verdict, or None if more time does not help."""
@@ -210,11 +202,6 @@ class _Advisor:
         used = min(minutes, (time.monotonic() - self._began) / 60 / USED)
         return float(math.ceil(used * (MIN_PROBLEMS + 1) / max(self.finished, 0.5)))
 
-    @property
-    def _is_decided_by_bounds(self) -> bool:
-        made = {result.route for result in self._run.results}
-        return decides(self._bounds, self._run.session.routes) and not made & self._excluded
-
     def _rank(self, route: Route) -> tuple[int, float]:
         if route.policy is TARGET_ALONE:
             return 0, 0.0
@@ -223,8 +210,6 @@ class _Advisor:
     def _is_needed(self, attempt: Attempt) -> bool:
         if self._block != attempt.block and not self._decided.is_final:
             self._block, self._decided = attempt.block, self.judged()[1]
-        if attempt.route in self._excluded or self._is_decided_by_bounds:
-            return False
         if self._decided.is_final or not _seconds_until(self._ends):
             return False
         return attempt.route not in {one.route for one in self._decided.candidates if one.is_hopeless}

@@ -109,6 +109,7 @@ class Price:
 
 
 Prices = ByRole[Price]
+FREE = Price(0.0, 0.0, 0.0)  # of a model without a price
 
 
 def bill(prices: Prices, finished: Finished) -> Bill | None:
@@ -148,8 +149,7 @@ def parse_prices(text: str) -> Prices:
 
 def price_costs(prices: Prices) -> PairCosts:
     """Return the prices as token costs, with which presets minimize the price instead of the time."""
-    free = Price(0.0, 0.0, 0.0)
-    draft, target = (prices.get(role, free) for role in ("draft", "target"))
+    draft, target = (prices.get(role, FREE) for role in ("draft", "target"))
     return PairCosts(draft.unit_costs, target.unit_costs, draft_reread=draft.cached, target_reread=target.cached)
 
 

@@ -16,7 +16,7 @@ from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import Tuned, tuned_file
 from arbitrage_cli.display.text import is_drawable, one_line, safe, width_of, write, write_lines
-from arbitrage_cli.display.verdict import alone, by_bounds, more_time, sentence, token_ratio_words
+from arbitrage_cli.display.verdict import alone, more_time, sentence, token_ratio_words
 from arbitrage_cli.evaluation import figures
 from arbitrage_cli.evaluation.comparison import Comparison, PolicyComparison
 from arbitrage_cli.evaluation.figures import Estimate, Figure, PolicyFigures, Unit
@@ -282,7 +282,7 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
         ratio = found.token_ratio
         facts = [("costs", token_ratio_words(ratio.value, ratio.interval))] if ratio.value else []
         write_table(found, facts, stream, has_verdict=False)
-    texts = [alone(found), by_bounds(advice) or sentence(found), more_time(advice)]
+    texts = [alone(found), sentence(found), more_time(advice)]
     print_to(stream, "", paragraph(" ".join(filter(None, texts))), "")
     write(stream, f"  {advice.command}\n")
 

@@ -25,6 +25,8 @@ def sentence(figures: RunFigures) -> str:
     verdict = figures.verdict
     if verdict is None:
         return ""
+    if verdict.is_by_bounds and not verdict.num_problems:
+        return _by_bounds(figures, verdict)
     reason = _reason(figures, verdict)
     if verdict.is_worth_it:
         adverb, chance = confidence(verdict.confidence or 0.0)
@@ -46,28 +48,6 @@ def alone(figures: RunFigures) -> str:
     only, advice = ("only ", "; consider a stronger target") if is_weak else ("", "")
     problems = formatting.count(count, "problem")
     return f"Of {problems}, the draft alone solves {solved + change}, the target {only}{solved}{advice}."
-
-
-def by_bounds(advice: "Advice") -> str:
-    """Return sentences on a verdict that follows from the costs of tokens alone, or "" for another verdict."""
-    verdict, ratio = advice.verdict, advice.figures.token_ratio
-    if verdict.confidence is None or verdict.num_problems or not all(bound.is_excluded for bound in advice.bounds):
-        return ""
-    adverb = "Not" if all(bound.is_certain for bound in advice.bounds) else "Probably not"
-    known = "; ".join(f"{_name(bound.route)} {_bound(bound)}" for bound in advice.bounds)
-    costs = f"{token_ratio_words(ratio.value)}" if ratio.value else "the costs of tokens are known"
-    return (
-        f"{adverb} worth it on this machine, because {costs}. Compared with the target alone, {known}. This follows from the "
-        f"token costs; no problem was solved. Pairs usually pay from a ratio of about {GOOD_RATIO:g}, for example a draft of 0.5 "
-        "and a target of 7 billion parameters. Use the target alone."
-    )
-
-
-def _bound(bound: Bound) -> str:
-    if bound.escalates_all:
-        return "escalates every step"
-    at_most = f"is at most {formatting.number(bound.at_most)}x as fast"
-    return at_most if bound.is_certain else f"{at_most}, and probably at most {formatting.number(bound.likely)}x"
 
 
 def more_time(advice: "Advice") -> str:
@@ -95,6 +75,33 @@ def _reason(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
         yield "This is judged by time, because prices are unavailable."
 
 
+def _by_bounds(figures: RunFigures, verdict: Verdict) -> str:
+    """Return sentences on a verdict that follows from the costs or prices of tokens alone."""
+    bounds = [one.bound for one in verdict.candidates if one.bound]
+    opening = "Not worth it" if all(bound.is_certain for bound in bounds) else _opening(verdict).removesuffix(".")
+    known = "; ".join(f"{_name(bound.route)} {_bound(bound, verdict.basis)}" for bound in bounds)
+    beside = f"Compared with the target alone, {known}."
+    if verdict.basis == "price":
+        return f"{opening} at these prices. {beside} No problem was solved. Use the target alone."
+    ratio = figures.token_ratio.value
+    reason = f", because {token_ratio_words(ratio)}" if ratio else ""
+    return (
+        f"{opening} on this machine{reason}. {beside} This follows from the token costs; no problem was solved. Pairs usually "
+        f"pay from a ratio of about {GOOD_RATIO:g}, for example a draft of 0.5 and a target of 7 billion parameters. Use the "
+        "target alone."
+    )
+
+
+def _bound(bound: Bound, basis: Basis) -> str:
+    if bound.escalates_all:
+        return "escalates every step"
+    if basis == "price":
+        at_least = f"costs at least {formatting.percent(1 / bound.at_most)}"
+        return at_least if bound.is_certain else f"{at_least}, and probably at least {formatting.percent(1 / bound.likely)}"
+    at_most = f"is at most {formatting.number(bound.at_most)}x as fast"
+    return at_most if bound.is_certain else f"{at_most}, and probably at most {formatting.number(bound.likely)}x"
+
+
 def _opening(verdict: Verdict) -> str:
     if verdict.confidence is None:
         return "No verdict yet."
@@ -112,7 +119,10 @@ def _known(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
         yield f"Measured on {'up to ' if len(counts) > 1 else ''}{count}: {'; '.join(effects)}."
     if unfinished := [_name(one.route) for one in named if one.was_run and not one.num_problems]:
         yield f"Tried, but without a problem that the target finished, too: {', '.join(unfinished)}."
-    if expected := [one for one in named if not one.was_run]:
+    if excluded := [one.bound for one in verdict.candidates if one.bound]:
+        words = "; ".join(f"{_name(bound.route)} {_bound(bound, verdict.basis)}" for bound in excluded)
+        yield f"Not tried, because of the {'prices' if verdict.basis == 'price' else 'costs'} of tokens: {words}."
+    if expected := [one for one in named if not one.was_run and not one.is_excluded]:
         yield f"Expected, not measured: {'; '.join(_expected(one, verdict.basis) for one in expected)}."
     if verdict.confidence is None and figures.token_ratio.value:
         yield f"{token_ratio_words(figures.token_ratio.value).capitalize()}."

@@ -1,61 +1,75 @@
-"""The most that each policy can save on this machine: computed from the costs of tokens, before a problem is solved.
+"""Bounds what each policy can save, from the costs or prices of tokens alone, before a problem is solved.
 
-There are two numbers. `at_most` is the speed-up over the target alone if every drafted token, step and solution is accepted.
-`likely` is the speed-up if `ACCEPTED` of them are or, for routing, if as many steps are escalated as the router's card says.
-Each is a ratio of computed times, and neither says anything about accuracy.
+There are two numbers, each a ratio of the target's time or price to the policy's. `at_most` holds if every drafted token, step
+and solution is accepted. `likely` holds if a share ACCEPTED of them is or, for routing, if as many steps are escalated as the
+router's card says. Neither says anything about accuracy. `verdict` uses bounds for the policies that `advise` does not run.
 """
 
-import math
 from collections.abc import Iterable
+from dataclasses import asdict
 
-from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.verdict import (
+from arbitrage_cli.costs.pair import FREE, PairCosts, Prices, price_costs
+from arbitrage_cli.evaluation.expected import (
+    HIGH_MATCH_RATE,
     MIN_SPEEDUP,
     MIN_SPREAD,
-    PROMPT_TOKENS,
-    TARGET,
-    WRITTEN_TOKENS,
-    Candidate,
     Expected,
-    Verdict,
     chance_of_saving,
-    conclude,
+    expected_speculation,
+    tokens_of_problem,
 )
 from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS, UnitCosts
 from arbitrage_cli.routing.policies import DRAFT_ALONE, TARGET_ALONE
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Route
-from arbitrage_cli.types import frozen
+from arbitrage_cli.runs.run import Run
+from arbitrage_cli.types import Json, frozen
 
-ACCEPTED = 0.9  # the share of drafted tokens and solutions that is likely accepted at most
-CERTAINLY = 0.999  # the acceptance of a perfect draft
+ACCEPTED = 0.9  # the share of the draft's solutions that is likely accepted at most
+CERTAINLY = 0.999  # the match rate of a perfect draft
 UNLIKELY = 0.1  # chance of saving enough below which a policy is not tried
 GOOD_RATIO = 4.0  # the token ratio from which routing and speculation usually save time
 
 
 @frozen
 class Bound:
-    """The highest speed-ups of a route over the target alone. `escalates_all` is true if its tau escalates every step."""
+    """The highest ratios of a route, and its chance to save enough if it loses nothing.
+
+    `escalates_all` is true if its tau escalates every step, so that it does not route.
+    """
 
     route: Route
     at_most: float
     likely: float
+    chance: float
     escalates_all: bool = False
 
     @property
-    def chance(self) -> float:
-        """The probability that the policy saves enough, if it loses nothing."""
-        return 0.0 if self.is_certain else chance_of_saving(Expected(self.likely, MIN_SPREAD))
-
-    @property
     def is_certain(self) -> bool:
-        """Whether the policy cannot save enough, whatever the draft is like. If it escalates every step, it does not route."""
+        """Whether the route cannot save enough, whatever the draft is like."""
         return self.escalates_all or self.at_most < MIN_SPEEDUP
 
     @property
     def is_excluded(self) -> bool:
-        """Whether the policy cannot save enough, or is unlikely to."""
-        return self.chance < UNLIKELY
+        """Whether the route cannot save enough, or is unlikely to."""
+        return self.is_certain or self.chance < UNLIKELY
+
+    def to_json(self) -> Json:
+        return asdict(self) | {"route": self.route.name}
+
+
+def bounds_of_run(run: Run, prices: Prices | None = None) -> list[Bound]:
+    """Return the bounds of the routes of a run: on the price if there are prices, or on the time."""
+    decided = run.decided
+    table = TauTable.from_json(decided.router.card["taus"]) if decided.router else None
+    has_checker = "check" in decided.models
+    if prices:
+        check = prices.get("check", FREE).unit_costs if has_checker else None
+        return bounds_of(run.routes, price_costs(prices), table, check)
+    check = decided.unit_costs.get("check")
+    is_known = check is not None or not has_checker
+    routes = [route for route in run.routes if is_known or not route.policy.compares_answers]
+    return bounds_of(routes, PairCosts.of(decided.unit_costs), table, check)
 
 
 def bounds_of(
@@ -65,54 +79,40 @@ def bounds_of(
 
     Without costs, there are no bounds. The draft alone has none, because only its accuracy can speak against it.
     """
-    if costs is None:
+    if costs is None or not costs.target.decode:  # nothing is saved against a free target
         return []
-    found = (_bound(route, costs, table.at_costs(costs) if table else None, check) for route in routes)
+    at_costs = table.at_costs(costs) if table else None
+    found = (_bound(route, costs, at_costs, check) for route in routes)
     return [bound for bound in found if bound]
 
 
 def _bound(route: Route, costs: PairCosts, table: TauTable | None, check: UnitCosts | None) -> Bound | None:
     policy = route.policy
-    tokens = (table.prompt_tokens, table.alone_tokens) if table else (PROMPT_TOKENS, WRITTEN_TOKENS)
+    tokens = tokens_of_problem(table)
     alone = costs.alone(*tokens)
     drafted = _alone(costs.draft, *tokens)
-    if policy is TARGET_ALONE or policy is DRAFT_ALONE or not alone:
+    if policy is TARGET_ALONE or policy is DRAFT_ALONE:
         return None
     if policy.speculates:
-        at_most, likely = (max(1.0, alone / costs.speculative(*tokens, rate)) for rate in (CERTAINLY, ACCEPTED))
-        return Bound(route, at_most, likely)
+        at_most, likely = (max(1.0, alone / costs.speculative(*tokens, rate)) for rate in (CERTAINLY, HIGH_MATCH_RATE))
+        return Bound(route, at_most, likely, chance_of_saving(expected_speculation(costs, tokens)))
     if policy.compares_answers:
         solutions = drafted + _alone(check, *tokens) if check else DRAFT_SOLUTIONS * drafted
-        return Bound(route, alone / solutions, alone / (solutions + (1 - ACCEPTED) * alone))
+        return _unless_worse(route, alone / solutions, alone / (solutions + (1 - ACCEPTED) * alone))
     if policy.needs_router and table and route.tau is not None:
         row = table.row_at(route.tau, stops_early=route.stops_early)
         time = table.time(row)
-        escalates_all = row.escalation_rate == 1
         expected = 1 / time if time else 1.0
-        return Bound(route, expected if escalates_all else alone / drafted, expected, escalates_all)
+        if row.escalation_rate == 1:
+            return Bound(route, expected, expected, 0.0, escalates_all=True)
+        return _unless_worse(route, alone / drafted, expected)
     return None
+
+
+def _unless_worse(route: Route, at_most: float, likely: float) -> Bound:
+    """Return a bound for a route that is about as fast as is likely, unless the draft is worse than expected."""
+    return Bound(route, at_most, likely, chance_of_saving(Expected(likely, MIN_SPREAD)))
 
 
 def _alone(costs: UnitCosts, prompt_tokens: float, tokens: float) -> float:
     return prompt_tokens * costs.prefill + tokens * (costs.decode + TOKEN_SECONDS)
-
-
-def decides(bounds: Iterable[Bound], routes: Iterable[Route]) -> bool:
-    """Return whether the bounds exclude all these routes but the target and the draft alone."""
-    excluded = {bound.route for bound in bounds if bound.is_excluded}
-    others = [route for route in routes if route.policy is not TARGET_ALONE and route.policy is not DRAFT_ALONE]
-    return bool(others) and all(route in excluded for route in others)
-
-
-def verdict_beside(bounds: Iterable[Bound], found: Verdict) -> Verdict:
-    """Return a verdict on a run for which the policies that the bounds exclude count only as far as they were measured."""
-    excluded = {bound.route for bound in bounds if bound.is_excluded}
-    kept = [one for one in found.candidates if one.num_problems or one.route not in excluded]
-    return conclude(kept, found.basis) or found
-
-
-def verdict_of(bounds: Iterable[Bound]) -> Verdict:
-    """Return the verdict for the target alone if the bounds exclude all other policies, so that no problem is solved."""
-    candidates = tuple(Candidate(one.route, one.at_most, one.chance) for one in bounds)
-    certainty = math.prod(1 - one.saves for one in candidates)
-    return Verdict(TARGET, certainty, 0, candidates)

@@ -9,8 +9,10 @@ from dataclasses import replace
 
 from arbitrage_cli.costs.pair import Prices
 from arbitrage_cli.evaluation import speed
+from arbitrage_cli.evaluation.bounds import bounds_of_run
+from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.figures import Estimate, PolicyFigures, flat
-from arbitrage_cli.evaluation.verdict import Basis, Verdict, expected_effects, verdict
+from arbitrage_cli.evaluation.verdict import Basis, Verdict, verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_FOR_RATIO, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import TARGET_ALONE
@@ -87,12 +89,16 @@ def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None
 
 
 def _verdict(run: Run, made: Sequence[PolicyFigures], prices: Prices | None) -> Verdict | None:
-    """Return the verdict by price if the models have prices and those of all finished attempts are known, or by time."""
+    """Return the verdict by price if the models have prices and those of all finished attempts are known, or by time.
+
+    Bounds count only in runs that skip the policies that they exclude.
+    """
     compared = [one for one in made if one.both_finished and one.route.policy.is_candidate]
     is_known = all(one.price_ratio.value is not None for one in compared)
     basis: Basis = "price" if prices and is_known else "time"
-    expected = expected_effects(run, prices if basis == "price" else None)
-    return verdict(made, expected, samples=run.samples, basis=basis)
+    known = prices if basis == "price" else None
+    bounds = bounds_of_run(run, known) if run.skips_attempts else []
+    return verdict(made, expected_effects(run, known), bounds, samples=run.samples, basis=basis)
 
 
 def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[PolicyResults]]:

@@ -23,7 +23,7 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Ratio, log_ratio
 from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired_done, sums_by_problem
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import ByRole, ModelRole
+from arbitrage_cli.types import WRITING, ByRole, ModelRole
 
 PHASES = ("prefill", "decode", "verify")
 DISTURBED = 2.0  # the factor by which a disturbed step is slower or faster than the usual step
@@ -156,14 +156,16 @@ def _written(result: Result) -> list[tuple[ModelRole, int, int, int]]:
 def token_ratio(run: Run, policies: Iterable[PolicyResults]) -> Estimate:
     """Return the cost of a decoded target token in draft tokens in this run.
 
-    It is unknown if a model decoded nothing or has no measured unit costs.
+    It is unknown if a model has no measured unit costs. If a model decoded nothing, the machine's speed during the run is
+    unknown, and the ratio is that of the unit costs.
     """
     units = run.decided.unit_costs
     pieces = _by_kind(policies, units)
     decoded = {role: [*pieces.get((role, "decode", False), ()), *pieces.get((role, "decode", True), ())] for role in units}
-    if not (costs := PairCosts.of(units)) or not all(decoded.values()):
+    if not (costs := PairCosts.of(units)):
         return Estimate()
-    target, draft = (_scale(decoded[role], decoded[role]) for role in ("target", "draft"))
+    is_known = all(decoded[role] for role in WRITING)
+    draft, target = (_scale(decoded[role], decoded[role]) if is_known else 1.0 for role in WRITING)
     low, high = costs.token_ratio_interval
     ratio = Ratio(target * costs.target.decode, draft * costs.draft.decode)
     return Estimate(ratio, (target / draft * low, target / draft * high))

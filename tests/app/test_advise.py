@@ -3,6 +3,7 @@
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from commands import advised as conditions
 from faults import rows_of
 from made_up_runs import make_row, parsed
 from made_up_tuning import FAST_READER, pretend, unit_costs
+from pairs_file import add_pair
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
@@ -163,9 +165,12 @@ def test_a_pair_that_cannot_pay_gets_a_verdict_without_a_problem(home: Path) -> 
     made = advised(typed(pair="builtin"), display=(shown := Shown()))
     assert (made.policy, made.figures.n, made.verdict.num_problems) == ("target", 0, 0)
     assert (made.confidence or 0) > 0.9
+    assert made.figures.token_ratio.value == pytest.approx(1 / 0.95)
     assert {one.route.policy.name for one in made.bounds if one.is_certain} == {"speculative", "arbitrage", "agree"}
     assert [one.route for one in read_cache(tuned_file()).advice] == ["target"]
     assert not shown.results
+    contents = read_run_folder(Path("run"))
+    assert figures(contents.run, contents.results) == made.figures
 
 
 def test_policies_that_cannot_pay_are_not_tried(attempts: Pretend) -> None:
@@ -175,3 +180,12 @@ def test_policies_that_cannot_pay_are_not_tried(attempts: Pretend) -> None:
     made = advised(options, display=(shown := Shown()))
     assert {one.route.policy.name for one in made.bounds if one.is_excluded} >= {"agree", "speculative"}
     assert sum("not tried" in note for note in shown.notes) == sum(one.is_excluded for one in made.bounds)
+
+
+def test_prices_decide_as_token_costs_do(home: Path) -> None:
+    """A pair whose draft costs as much as its target needs no problem."""
+    pair = read_pairs()["builtin"]
+    draft, target = replace(pair.draft, price="0.5/1"), replace(pair.target, price="0.5/1")
+    add_pair(home / "arbitrage" / "pairs.toml", replace(pair, name="dear", policy=None, draft=draft, target=target))
+    made = advised(typed(pair="dear"))
+    assert (made.policy, made.verdict.basis, made.verdict.is_by_bounds, made.figures.n) == ("target", "price", True, 0)

@@ -25,10 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.evaluation.expected import MAX_LOSS, MAX_LOST, MIN_SPEEDUP, effects_of
 from arbitrage_cli.evaluation.figures import PolicyFigures
 from arbitrage_cli.evaluation.metrics import with_comparison
 from arbitrage_cli.evaluation.speed import with_times
-from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, effects_of, verdict
+from arbitrage_cli.evaluation.verdict import LIKELY, Verdict, verdict
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio
 from arbitrage_cli.routing.policies import POLICIES

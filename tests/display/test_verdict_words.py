@@ -8,6 +8,7 @@ import pytest
 from made_up_runs import make_run, typed_figures, unscored
 
 from arbitrage_cli.display.verdict import alone, confidence, sentence
+from arbitrage_cli.evaluation.bounds import Bound
 from arbitrage_cli.evaluation.figures import UNKNOWN, Estimate, Factor, PolicyFigures
 from arbitrage_cli.evaluation.metrics import RunFigures
 from arbitrage_cli.evaluation.verdict import TARGET, Basis, Candidate, Verdict
@@ -87,6 +88,26 @@ def test_a_sentence_has_its_figures(
     assert [figure for figure in figures if figure not in words] == []
     assert (" in 10" in words) == (confidence is not None)
     assert "judged by time" not in words
+
+
+@pytest.mark.parametrize(
+    ("bound", "basis", "words"),
+    [
+        (Bound(SPECULATIVE, 1.6, 1.06, 0.05), "time", ["Probably not", "9 in 10", "1.60x", "1.06x", "1.40x slower"]),
+        (Bound(SPECULATIVE, 1.02, 1.0, 0.0), "time", ["Not worth it", "1.02x", "1.40x slower"]),
+        (Bound(ROUTED, 1.0, 1.0, 0.0, escalates_all=True), "time", ["Not worth it", "every step"]),
+        (Bound(ROUTED, 1.25, 0.8, 0.05), "price", ["Probably not", "9 in 10", "80.0%", "125.0%"]),
+    ],
+    ids=["probably", "certainly", "no routing", "prices"],
+)
+def test_bounds_are_named_with_their_figures(bound: Bound, basis: Basis, words: list[str]) -> None:
+    """Whether no problem was solved, or the draft alone solved some."""
+    found = Candidate(bound.route, bound.at_most, bound.chance, bound=bound)
+    made = sentence(figures_with(Verdict(TARGET, 1 - bound.chance, 0, (found,), basis)))
+    assert [word for word in words if word not in made] == []
+    beside = sentence(figures_with(Verdict(TARGET, 0.9, 40, (found, measured(DRAFT)), basis)))
+    figures = [word for word in words if "x" in word or "%" in word]
+    assert [word for word in figures if word not in beside and "slower" not in word] == []
 
 
 def test_answers_that_cannot_be_compared_are_named() -> None:

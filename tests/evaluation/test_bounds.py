@@ -4,8 +4,10 @@ import pytest
 from made_up_tuning import pair_costs, unit_costs
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.bounds import bounds_of, decides, verdict_of
-from arbitrage_cli.evaluation.verdict import TARGET
+from arbitrage_cli.evaluation.bounds import bounds_of
+from arbitrage_cli.evaluation.expected import effects_of
+from arbitrage_cli.evaluation.verdict import TARGET, verdict
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import TauTable
@@ -52,16 +54,22 @@ def test_a_tau_that_escalates_every_step_saves_nothing() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "is_decided"), [(1.05, True), (8.0, False)])
-def test_a_verdict_needs_no_problem_if_no_policy_can_save_enough(ratio: float, is_decided: bool) -> None:
+def test_a_verdict_needs_no_problem_if_no_policy_can_save_enough(ratio: float, *, is_decided: bool) -> None:
     """The draft alone may still be faster, but it is another model."""
-    found = bounds_of(ROUTES, pair_costs(1.0 / ratio, 1.0, 0.0), TABLE)
-    assert decides(found, ROUTES) == is_decided
-    if is_decided:
-        made = verdict_of(found)
-        assert (made.route, made.is_decided, made.num_problems) == (TARGET, True, 0)
-        assert len(made.candidates) == 3
+    costs = pair_costs(1.0 / ratio, 1.0, 0.0)
+    made = verdict([], effects_of(ROUTES, costs), bounds_of(ROUTES, costs, TABLE))
+    assert made is not None
+    assert (made.route, made.is_decided, made.is_final, made.num_problems) == (TARGET, is_decided, is_decided, 0)
+
+
+def test_speculation_that_even_an_accurate_draft_would_not_speed_up_is_excluded() -> None:
+    """A perfect draft would. The costs were measured on two cores, with models of 0.5 and 1.5 billion parameters."""
+    draft = UnitCosts((0.0309, 0.0527, 0.0527, 0.0799, 0.1123), 0.0038, 0.028)
+    target = UnitCosts((0.0637, 0.1124, 0.1268, 0.1684, 0.1977), 0.0038, 0.079)
+    (found,) = bounds_of([SPECULATIVE], PairCosts(draft, target), None)
+    assert found.at_most > 1.4
+    assert (found.likely, found.is_certain, found.is_excluded) == (1.0, False, True)
 
 
 def test_without_costs_nothing_is_known() -> None:
     assert bounds_of(ROUTES, None, TABLE) == []
-    assert not decides([], ROUTES)

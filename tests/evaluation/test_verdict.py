@@ -6,7 +6,8 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,23 @@ from marks import rarely
 from small_routers import make_table
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.figures import Estimate, Factor, PolicyFigures
-from arbitrage_cli.evaluation.verdict import (
+from arbitrage_cli.evaluation.bounds import UNLIKELY, Bound
+from arbitrage_cli.evaluation.expected import (
     CARD_SPREAD,
-    HOPELESS,
-    LIKELY,
     MAX_LOSS,
     MAX_LOST,
     MIN_SPEEDUP,
     OTHER_SPREAD,
-    SURE,
     UNKNOWN,
-    Basis,
     Expected,
-    Verdict,
     after_answers,
     after_problems,
     chance_of_saving,
     chance_of_small_loss,
     effects_of,
-    verdict,
 )
+from arbitrage_cli.evaluation.figures import Estimate, Factor, PolicyFigures
+from arbitrage_cli.evaluation.verdict import LIKELY, SURE, Basis, Verdict, verdict
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.routing.policies import POLICIES, TARGET_ALONE
@@ -100,10 +97,14 @@ def priced(ratio: float, *, has_interval: bool = True) -> Spec:
 
 
 def verdict_on(
-    *policies: Spec, samples: int = 1, expected: Mapping[str, Expected] = NOTHING, basis: Basis = "time"
+    *policies: Spec,
+    samples: int = 1,
+    expected: Mapping[str, Expected] = NOTHING,
+    bounds: Sequence[Bound] = (),
+    basis: Basis = "time",
 ) -> Verdict:
     made = [PolicyFigures(Route(TARGET_ALONE)), *(PolicyFigures(**one) for one in policies)]
-    found = verdict(made, {route(name): one for name, one in expected.items()}, samples=samples, basis=basis)
+    found = verdict(made, {route(name): one for name, one in expected.items()}, bounds, samples=samples, basis=basis)
     assert found is not None
     return found
 
@@ -277,21 +278,47 @@ def test_an_open_question_is_undecided() -> None:
     assert (found.route.name, found.confidence is None, found.is_decided) == ("target", False, False)
 
 
-def test_an_expectation_decides_only_whether_to_try_a_policy() -> None:
-    hopeful = verdict_on(expected={"arbitrage@careful": Expected(2.0, 0.2, gained=0.5, lost=0.5, kept=60)})
+def test_an_expectation_is_no_evidence() -> None:
+    hopeful, hopeless = (
+        verdict_on(expected=expected)
+        for expected in (
+            {"arbitrage@careful": Expected(2.0, 0.2, gained=0.5, lost=0.5, kept=60)},
+            {"speculative": Expected(0.8, 0.05)},
+        )
+    )
     assert (hopeful.route.name, hopeful.confidence, hopeful.is_final) == ("target", None, False)
-    hopeless = verdict_on(expected={"speculative": Expected(0.8, 0.05)})
-    assert (hopeless.confidence, hopeless.is_final) == (None, True)
+    assert (hopeless.route.name, hopeless.confidence, hopeless.is_final) == ("target", None, False)
     for expected in ({"speculative": Expected(0.8, 0.15)}, expected_at(NARROW)):
         found = verdict_on(policy("speculative", 3.49, (3.2, 3.8), problems=40), expected=expected)
         assert (found.route.name, found.is_decided) == ("speculative", True)
 
 
-@pytest.mark.parametrize(("measured", "is_known"), [("arbitrage@careful", True), ("draft", False)])
-def test_a_policy_that_was_not_worth_trying_does_not_prevent_a_verdict(measured: str, is_known: bool) -> None:
-    """But measuring the draft alone says nothing about routing."""
-    found = verdict_on(case(measured, 0.8, 0, 3, problems=7), expected={"speculative": Expected(0.8, 0.05)})
-    assert (found.route.name, found.is_decided, found.confidence is not None) == ("target", is_known, is_known)
+EXCLUDED = Bound(route("speculative"), 1.05, 1.0, 0.05)
+NEVER = replace(EXCLUDED, chance=0.0)
+UNTRIED_PAIR = {"speculative": Expected(0.8, 0.05)}
+UNTRIED = UNTRIED_PAIR | {"draft": Expected(2.0, 0.5)}
+
+
+@pytest.mark.parametrize("measured", [[], [case("draft", 0.8, 0, 3, problems=7)], [case("draft", 3.0, 3, problems=4)]])
+def test_bounds_that_exclude_all_are_a_verdict(measured: list[Spec]) -> None:
+    """The draft alone may be run. It is another model, and not a way to use a pair."""
+    found = verdict_on(*measured, expected=UNTRIED, bounds=[EXCLUDED])
+    assert (found.route.name, found.is_decided, found.is_by_bounds, found.is_final) == ("target", True, True, True)
+    assert [one.bound for one in found.candidates if one.route == EXCLUDED.route] == [EXCLUDED]
+
+
+@pytest.mark.parametrize(("problems", "is_known"), [(4, False), (40, True)])
+def test_beside_an_excluded_policy_the_others_are_measured(problems: int, *, is_known: bool) -> None:
+    """Its chance lowers the confidence, but more problems cannot raise that."""
+    slow = case("arbitrage@careful", 0.8, 0, 3, problems=problems)
+    found, certain = (verdict_on(slow, expected=UNTRIED_PAIR, bounds=bounds) for bounds in ([EXCLUDED], [NEVER]))
+    assert (found.confidence is not None, found.is_final, found.is_by_bounds) == (is_known, is_known, False)
+    assert not is_known or found.confidence == pytest.approx(0.95 * (certain.confidence or 0.0))
+
+
+def test_a_policy_that_was_run_is_judged_by_what_was_measured() -> None:
+    found = verdict_on(SPECULATIVE, expected=UNTRIED, bounds=[EXCLUDED])
+    assert (found.route.name, found.best.bound, found.best.is_measured) == ("speculative", None, True)
 
 
 def test_more_evidence_is_more_certain() -> None:
@@ -404,7 +431,7 @@ def expected_at(target: UnitCosts | None = WIDE, *, sha256: str = "t", router: b
 def test_speculation_depends_on_the_cost_of_batches() -> None:
     cheap, dear = (expected_at(target)["speculative"] for target in (WIDE, NARROW))
     assert chance_of_saving(cheap) > 0.9
-    assert chance_of_saving(dear) < HOPELESS
+    assert chance_of_saving(dear) < UNLIKELY
     assert cheap.interval[0] < cheap.ratio < cheap.interval[1]
 
 

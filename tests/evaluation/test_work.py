@@ -129,7 +129,7 @@ def test_the_cost_of_a_target_token_has_an_interval() -> None:
     assert ratio / low == pytest.approx(high / ratio)
     assert 1.10 < high / ratio < 1.12
     alone = make_run(10, columns=ALONE[:1])
-    assert figures(alone.run, alone.rows)["token_ratio"] is None
+    assert figures(alone.run, alone.rows)["token_ratio"] == pytest.approx(3.5)  # of the unit costs
 
 
 @pytest.mark.parametrize(("error", "other"), [(0.0, 0.03), (0.03, 0.04), (0.1, 0.0)])
