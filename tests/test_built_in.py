@@ -45,7 +45,7 @@ from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.router import TrainedModel, digest_of_problem, load
 from arbitrage_cli.system.files import models_folder
-from arbitrage_cli.training.states import read_states
+from arbitrage_cli.training.collected import read_states
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 MODELS = models_folder()

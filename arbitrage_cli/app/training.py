@@ -28,7 +28,8 @@ from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states
+from arbitrage_cli.training.collected import read_states
+from arbitrage_cli.training.states import State, by_continuing, by_rating, collect
 from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, problems_needed, train, with_taus
 from arbitrage_cli.types import Finished, Json, Trace
 

@@ -18,7 +18,7 @@ from arbitrage_cli.system.signals import Interruption, interruptible
 from arbitrage_cli.types import Finished
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.pair import RoutedConversation
+    from arbitrage_cli.app.conversation import RoutedConversation
 
 
 QUIT = "/quit"
@@ -44,7 +44,7 @@ def chat(*, options: Options, output: OutputOptions) -> None:
       arbitrage chat --pair llama3
       arbitrage chat --tau fast
     """
-    from arbitrage_cli.app.pair import RoutedConversation
+    from arbitrage_cli.app.conversation import RoutedConversation
     from arbitrage_cli.app.request import ask
     from arbitrage_cli.app.start import open_session
     from arbitrage_cli.problems.tasks import find_task

@@ -18,7 +18,7 @@ from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Router, RouterCard, digest_of_problem
-from arbitrage_cli.training.states import Collected
+from arbitrage_cli.training.collected import Collected
 from arbitrage_cli.training.taus import Prefixes, make_table, spread_taus
 from arbitrage_cli.types import Json
 

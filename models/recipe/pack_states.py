@@ -7,7 +7,7 @@ import lzma
 import sys
 from pathlib import Path
 
-from arbitrage_cli.training.states import read_run
+from arbitrage_cli.training.collected import read_run
 
 
 def pack(folder: Path, prefixes: tuple[str, ...]) -> bytes:

@@ -11,7 +11,7 @@ from fake_server import HashServer, on_loopback
 from faults import run_json, write_rows
 
 from arbitrage_cli.runs.folder import read_run_folder
-from arbitrage_cli.training.states import read_run, read_states
+from arbitrage_cli.training.collected import read_run, read_states
 
 ROW = "arbitrage_cli.app.training.Collection._row"
 TERMINATED = 143

@@ -24,7 +24,7 @@ from arbitrage_cli.problems.tasks import CODE
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Router, TrainedModel
-from arbitrage_cli.training.states import Collected, read_states
+from arbitrage_cli.training.collected import Collected, read_states
 from arbitrage_cli.training.train import problems_needed, train, with_limit, with_taus
 
 WORLD = World()
