@@ -50,7 +50,7 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tu
 def advise_on(
     questions: Iterable[str | Fields], options: Options, task: Task, *, minutes: float, display: Display
 ) -> Advice:
-    """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
+    """Return advice based on questions with or without answers. Raises the same errors as `advise`."""
     selected = sample_of(questions, MOST_PROBLEMS, options.seed)
     request = ask_to_compare(options, task, advises=True)
     with TemporaryDirectory() as folder:

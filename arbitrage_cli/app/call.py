@@ -265,7 +265,7 @@ def _route_of(session: Session, options: Options) -> Route:
     early_stop = session.router.early_stop
     if options.early_stop is not None:
         if options.early_stop and session.decided.models["draft"].served:
-            raise UsageError("a draft on a server cannot be stopped early", "leave it out", option="early_stop")
+            raise UsageError("a draft on a server cannot be stopped early", "omit this option", option="early_stop")
         early_stop = options.early_stop
     return make_route(policy, options.tau or tau, replace(session.router, early_stop=early_stop))
 

@@ -186,7 +186,7 @@ def _routes(parsed: Iterable[ParsedRoute], router: AvailableRouter, note: Note) 
         route = make_route(policy, tau, router)
         first = found.setdefault(route, route)
         if first.name != route.name:
-            note(f"{route.name} and {first.name} have the same tau here, so only {first.label} is run")
+            note(f"{route.name} and {first.name} have the same tau on this machine, so only {first.label} is run")
     return list(found.values())
 
 
@@ -322,11 +322,11 @@ def _warnings(
         yield UNIVERSAL
     checker, draft, target = (models[role].setup if role in models else None for role in ("check", *WRITING))
     if checker and draft and (checker.name, checker.sha256) == (draft.name, draft.sha256):
-        yield "the checker is the draft, so they make the same mistakes; use another --check, or none"
+        yield "the checker is the draft, so they make the same mistakes; use another --check model, or omit --check"
     if request.task.name == "choice" and checker:
         yield CHOICE_LOSES
     if named.priced and not named.price:
-        priced = " and of the ".join("checker" if role == "check" else role for role in named.priced)
+        priced = " and the ".join("checker" if role == "check" else role for role in named.priced)
         yield f"the price of the {priced} is not used, because the pair's target has no price"
     if draft and target and 0 < (target.size or 0) < (draft.size or 0):
         yield "the draft's file is larger than the target's; --draft should be the fast model"

@@ -88,7 +88,7 @@ class NamedModels:
         if "draft" not in self.served:
             return option
         if option and any(policy.can_stop_early for policy in policies):
-            raise UsageError("a draft on a server cannot be stopped early", "leave it out", option="early_stop")
+            raise UsageError("a draft on a server cannot be stopped early", "omit this option", option="early_stop")
         return False
 
 

@@ -68,10 +68,10 @@ def refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: T
     names = list(dict.fromkeys(policy.name for policy in policies))
     subject = f"policy {names[0]} does" if len(names) == 1 else f"policies {', '.join(names)} do"
     for name in (name for name, is_used in uses.items() if not is_used):
-        refuse(explicit, name, f"{subject} not use it", "omit it, or choose another --policy")
+        refuse(explicit, name, f"{subject} not use it", "omit this option, or choose another --policy")
 
 
-def refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "leave it out") -> None:
+def refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "omit this option") -> None:
     """Raise UsageError if this option was set explicitly. In a settings file, it may be meant for other commands."""
     if name in explicit:
         raise UsageError(reason, hint, option=name)
@@ -92,5 +92,5 @@ def with_tau_of_policy(options: Options) -> Options:
         return options
     policy, tau = parse_route(options.policy)
     if "tau" in options.explicit and options.tau != tau:
-        raise UsageError(f"the policy has tau {tau}, but --tau is {options.tau}", "name the tau once", option="tau")
+        raise UsageError(f"the policy has tau {tau}, but --tau is {options.tau}", "specify tau only once", option="tau")
     return replace(options, policy=policy.name, tau=tau, explicit=options.explicit | {"tau"})

@@ -209,7 +209,7 @@ class OpenModels:
             if before[name] != now.get(name):
                 raise UsageError(
                     f"{role} server: {name} changed from {before[name]} to {now.get(name)} since this run began",
-                    "serve the same model with the same settings, or use another path (--output)",
+                    "serve the same model with the same settings, or use another --output",
                 )
 
     @property
@@ -227,7 +227,7 @@ def _check_sha256(role: ModelRole, source: str, model: ModelSetup) -> None:
     """Raise UsageError if the file to open is not the model that was decided."""
     files = local_files(source) if model.sha256 else ()
     if files and sha256_seen(files) != model.sha256:
-        hint = "restore the file, or use another path (--output)"
+        hint = "restore the file, or use another --output"
         raise UsageError(f"{files[0]}: the file is not the {role} of this run, or has changed", hint, option=role)
 
 

@@ -245,7 +245,7 @@ def ask_to_collect(
     typed, options = options.explicit, restored_options(options, _run_of(began))
     reward = begun_reward(reward, _run_of(began))
     if reward == "rollout":
-        refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
+        refuse(options.explicit, "prm", "is not used with --reward rollout", "omit this option, or use --reward prm")
     oracle = (POLICIES["oracle"], None)
     named = _models_of(options, task, began, typed, reward)
     return _request(options, task, named, [oracle], 8, typed, reward=reward, others=others, began=began)

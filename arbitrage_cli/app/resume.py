@@ -57,7 +57,7 @@ FREE = (
 )  # fmt: skip
 """Options that a run does not keep, or that are compared elsewhere."""
 
-ELSEWHERE = "leave it out, or use another path (--output)"
+ELSEWHERE = "omit this option, or use another --output"
 
 Group = TypeVar("Group", bound="DataclassInstance")
 """A group of options."""
@@ -156,7 +156,7 @@ def _checked(group: Any, name: str, value: Any) -> Any:
     try:
         return value if value == _default(group, name) else check(type(group), name, value)
     except UsageError as error:
-        hint = "restore run.json from a copy, or use another path (--output)"
+        hint = "restore run.json from a backup, or use another --output"
         raise DamagedRunError(f"run.json: asked.options.{name}: {error.message}", hint) from error
 
 
@@ -174,7 +174,7 @@ class Places:
 def models_of_run(
     options: Options, began: Run, roles: Collection[ModelRole], task: Task, folder: Path, fetch: Fetch
 ) -> NamedModels:
-    """Return the models of a run, each at its place of today, and its router. Those of `roles` are needed.
+    """Return the models of a run, each at its current place, and its router. Those of `roles` are needed.
 
     Raises UsageError if a model or the router is not found, or another one was typed, or a server is named only by run.json;
     ModelFileError if a file cannot be read.
@@ -269,7 +269,7 @@ def _find(role: ModelRole, places: Places, began: Run, folder: Path, fetch: Fetc
         raise _unconfirmed(role, before, folder)
     if local_files(before):
         raise _changed(role, before)
-    hint = f"add --{role} and its path of today, or use another path (--output)"
+    hint = f"add --{role} with its current path, or use another --output"
     raise UsageError(f"{_shown(before, model.sha256)}: not found; this run began with it", hint, option=role)
 
 
@@ -295,7 +295,7 @@ def _another(role: ModelRole, place: str, model: ModelSetup, began: Run) -> Arbi
 
 
 def _changed(role: ModelRole, place: str) -> UsageError:
-    hint = "restore the file, or use another path (--output)"
+    hint = "restore the file, or use another --output"
     return UsageError(f"{place}: the file changed since this run began", hint, option=role)
 
 
@@ -306,7 +306,7 @@ def _unconfirmed(role: ModelRole, address: str, folder: Path) -> UsageError:
         host = Address.parse(address).host
     return UsageError(
         f"{folder}: the {role} of this run is on {host}, a server that only this folder names",
-        f"if you trust it, add --{role} URL with its address, or use another path (--output)",
+        f"if you trust it, add --{role} with its URL, or use another --output",
         option=role,
     )
 
@@ -316,7 +316,7 @@ def _as_decided(role: ModelRole, served: ServedSource, model: ModelSetup | None)
     if model is None or model.served is None:
         return served
     if template_sha256(served) != model.served.template_sha256:
-        hint = "restore the template in pairs.toml, or use another path (--output)"
+        hint = "restore the template in pairs.toml, or use another --output"
         raise UsageError(f"the {role}'s chat template changed since this run began", hint, option=role)
     return replace(served, context_size=model.context_size, continuation=model.served.continuation)
 
@@ -336,7 +336,7 @@ def _router_of_run(options: Options, began: Run, pair: PairEntry | None, task: T
         with suppress(ArbitrageError):  # a file that cannot be read is another one
             if source and (found := NamedRouter.of(source)).router.sha256 == before.sha256:
                 return found
-    hint = "add --router and its path of today, or use another path (--output)"
+    hint = "add --router with its current path, or use another --output"
     raise UsageError(f"{_shown(before.name, before.sha256)}: not found; this run began with it", hint, option="router")
 
 

@@ -31,7 +31,7 @@ CHANGES: Mapping[str, str] = {"cpu": "processor", "gpu": "GPU", "llama_cpp_pytho
 
 
 class StoredRun(ABC):
-    """A run in its folder: its attempts, those that are missing, and run.json. `name` is the command's.
+    """A run folder: its attempts, the missing attempts, and run.json. `name` is the command's.
 
     `count` is called for each row of the folder, and for each new row. The run stops at `ends`, by the monotonic clock.
     """
@@ -161,7 +161,7 @@ def _continued(session: Session, folder: RunFolder, began: Run, selected: Select
         count = "1 policy" if len(added) == 1 else f"{len(added)} policies"
         session.display.tell(f"adds {count} to a run with {len(began.decided.routes)}")
         names = ", ".join(one.route.label for one in added)
-        warnings.append(f"policies measured after the others, so the machine's speed may have changed: {names}")
+        warnings.append(f"measured later than the other policies, so the machine's speed may have changed: {names}")
     for name, now in session.conditions.items():
         if name in CHANGES:
             warnings.append(f"the {CHANGES[name]} changed during the run: {decided.machine[name]}, then {now}")
@@ -187,7 +187,7 @@ def _check_grader(folder: RunFolder, began: Run, version: str) -> None:
     if began.grader == version:
         return
     regrade = f"grade the answers again: {shlex.join(['arbitrage', 'report', str(folder.shown), '--regrade'])}"
-    hint = regrade if began.kind == BENCH else "use another path (--output)"
+    hint = regrade if began.kind == BENCH else "use another --output"
     raise UsageError(f"{folder.shown}: grader changed from {began.grader} to {version}", hint)
 
 

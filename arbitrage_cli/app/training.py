@@ -36,8 +36,8 @@ from arbitrage_cli.types import Finished, Json, Trace
 SUFFIX = ".safetensors"
 
 REQUIRED = (
-    f"a router needs at least {MIN_CLASS} states with a better step by the target and {MIN_CLASS} without; preset careful needs "
-    f"about {ENOUGH_SOLUTIONS} problems"
+    f"a router needs at least {MIN_CLASS} states in which the target's step is better, and {MIN_CLASS} in which it is not; "
+    f"preset careful needs about {ENOUGH_SOLUTIONS} problems"
 )
 
 
@@ -67,7 +67,7 @@ class Collection(StoredRun):
     def found(self) -> str:
         """The number of states and of solutions. In a state with an advantage, the target's step is better."""
         states, problems = formatting.count(self.num_states, "state"), formatting.count(len(self.held), "problem")
-        return f"{states} from {problems}, {sum(self.improvable.values())} with a better step by the target"
+        return f"{states} from {problems}; the target's step is better in {sum(self.improvable.values())}"
 
     @property
     def next_step(self) -> str:
@@ -77,7 +77,7 @@ class Collection(StoredRun):
         if more is None:
             return f"to train a router: arbitrage train {shlex.quote(str(self.folder.shown))} -o router.safetensors"
         number = f", from about {more:,} problems" if self.num_states else ""
-        return f"a router needs at least {MIN_CLASS} with and {MIN_CLASS} without{number}"
+        return f"a router needs at least {MIN_CLASS} in which it is better, and {MIN_CLASS} in which it is not{number}"
 
     def label(self, route: Route) -> str:
         return "both models"
@@ -138,7 +138,7 @@ class Collection(StoredRun):
             answer = self._grader.grade(text, {}).answer
             if answer is None:
                 hint = "raise --max-tokens, use problems with answers, or use --reward prm"
-                raise ProblemError("the target's solution has no answer with which steps could be rated", hint)
+                raise ProblemError("the target's solution has no answer, so its steps cannot be rated", hint)
             self._golds[problem] = {"answer": answer}
         return is_correct(self._grader, text, self._golds[problem])
 
@@ -159,9 +159,9 @@ def check_destination(output: Path, *, force: bool) -> None:
         hint = f"for example -o {output.stem or 'router'}{SUFFIX}"
         raise UsageError(f"{output}: the name of a router file must end in {SUFFIX}", hint, option="output_file")
     if output.exists() and not force:
-        raise UsageError(f"{output} exists", "overwrite it with --force, or use another file (--output)")
+        raise UsageError(f"{output} exists", "overwrite it with --force, or use another --output")
     if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"{output}: the folder does not exist or is not writable", "use another path (--output)")
+        raise OutputError(f"{output}: the folder does not exist or is not writable", "use another --output")
 
 
 def train_router(runs: Sequence[Path], *, name: str, command: Sequence[str], seed: int, on_progress: Announce) -> Router:

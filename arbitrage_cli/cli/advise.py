@@ -90,7 +90,7 @@ def _costs(options: Options, output: OutputOptions, *, as_json: bool) -> int:
 
     used = {*SHARED["Models"], *SHARED["Machine"], "quiet", "debug", "config", "json_line", "costs"}
     if unused := sorted(options.explicit - used):
-        raise UsageError("has no effect with --costs", "leave it out", option=unused[0])
+        raise UsageError("has no effect with --costs", "omit this option", option=unused[0])
     named = choose_models(options, find_task(None))
     with command_display(output) as display, only_figures_on_stdout():
         measured = measure_costs(named, display, offline=options.offline)

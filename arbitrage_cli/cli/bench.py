@@ -34,10 +34,11 @@ if TYPE_CHECKING:
         "NAME[@TAU],...",
     ),
     reward=Option(
-        "Reward for policy oracle: prm (a process reward model) or rollout (whether the target reaches the known answer)."
+        "Reward for policy oracle: prm (a process reward model) or rollout (whether the target reaches the known answer if it "
+        "continues from the step)."
     ),
     dry_run=Option(
-        "Show the settings of the run, the attempts left and their expected time, but run nothing.", is_setting=False
+        "Show the run's settings, the remaining attempts and their expected time, without running them.", is_setting=False
     ),
     samples=Option("Attempts per problem; sample k uses seed + k."),
     timeout=Option("Time limit per attempt, in seconds. Default: none."),
@@ -71,7 +72,7 @@ def bench(
     from arbitrage_cli.runs.records import BENCH
 
     if bench.dry_run and "json_line" in options.explicit:
-        raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
+        raise UsageError("cannot be used with --dry-run", "omit this option", option="json_line")
     with command_display(output) as display:
         asked = ask_for_run(ask_to_compare, options, problems, bench, BENCH, display, runs_programs=not bench.dry_run)
         if bench.dry_run:

@@ -92,7 +92,7 @@ class _Prompt:
             if interruption.number != signal.SIGINT:
                 raise
             self._conversation.close_view()
-            self._display.note("stopped; /quit or Ctrl-D leaves")
+            self._display.note("stopped; to leave, use /quit or Ctrl-D")
         except (ProblemError, UsageError) as error:
             self._display.note(": ".join(filter(None, (error.message, error.hint))))
         return True

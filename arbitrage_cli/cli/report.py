@@ -35,8 +35,8 @@ RunPath = Annotated[Path, typer.Argument(help="Run folder of arbitrage bench.")]
 @command(
     page=Option("Write an HTML page with all traces.", "FILE", names=("--html", "-o")),
     opens=Option("Open the page in a browser. Default file: report.html in the run folder.", names=("--open",)),
-    explain=Option("Define the columns of the table below it.", is_setting=False),
-    hide_thoughts=Option("Leave the texts of the thinking phase out of the page.", is_setting=False),
+    explain=Option("Below the table, explain its columns.", is_setting=False),
+    hide_thoughts=Option("Omit the text of the thinking phase from the page.", is_setting=False),
     regrade=Option("Grade all answers again first, without loading models.", is_setting=False),
 )
 def report(
@@ -73,12 +73,12 @@ def report(
             _list(run, as_json=figures.json_line)
         return
     if run_code and not regrade and "run_code" in explicit:
-        raise UsageError("--run-code is used only with --regrade", "omit it, or add --regrade")
+        raise UsageError("--run-code is used only with --regrade", "omit this option, or add --regrade")
     page = run / "report.html" if opens and page is None else page
     if explain and (page or figures.json_line):
-        raise UsageError("--explain is used only with the table", "omit it, or omit --html, --open and --json")
+        raise UsageError("--explain is used only with the table", "omit this option, or omit --html, --open and --json")
     if hide_thoughts and not page:
-        raise UsageError("--hide-thoughts is used only with a page", "omit it, or add -o FILE.html")
+        raise UsageError("--hide-thoughts is used only with a page", "omit this option, or add -o FILE.html")
     if page:
         _check_name(page)
     if regrade:

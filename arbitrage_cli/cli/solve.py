@@ -131,7 +131,7 @@ def _check_quotes(problems: Sequence[str]) -> None:
     """Raise UsageError if the arguments look like the words of one problem."""
     if len(problems) > 1 and not any(" " in one for one in problems):
         quoted = " ".join(problems)
-        raise UsageError(f"found {len(problems)} problems", f'a problem of several words needs quotes: "{quoted}"')
+        raise UsageError(f"found {len(problems)} problems", f'put a problem of several words in quotes: "{quoted}"')
 
 
 def _conclusion(solved: "Solutions", path: Path) -> str:

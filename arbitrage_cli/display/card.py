@@ -18,9 +18,9 @@ SHOWN_TAUS = 10  # taus in the table, in addition to presets
 POLICY_OF = {"lowest logprob": "logprob-min", "mean logprob": "logprob"}  # of baselines with names of their own
 MEASURES = {"auc": "AUC", "ece": "calibration error"}
 LEGEND = (
-    ("calls", "escalated steps / all steps"),
+    ("calls", "share of the steps that are escalated"),
     ("wasted", "share of calls that gain nothing"),
-    ("caught", "steps worth escalating that are escalated / steps worth escalating"),
+    ("caught", "share of the steps worth escalating that are escalated"),
 )
 
 

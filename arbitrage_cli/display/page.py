@@ -73,8 +73,8 @@ def _hash(text: str) -> str:
 
 REMARKS: Column[PolicyFigures] = Column("remarks", "remarks", lambda policy: (outcomes(policy), ""))
 DEFINITION_OF_REMARKS = (
-    "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit (max-tokens, "
-    "max-steps, ctx) before the solution was complete. Cut solutions are graded, too."
+    "Attempts that were not scored, failed, were not made, or were cut. A cut solution reached a limit (max-tokens, max-steps, "
+    "ctx) before it was complete. It is graded, too."
 )
 
 

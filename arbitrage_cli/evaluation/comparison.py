@@ -192,11 +192,11 @@ def _notes(first: Run, second: Run) -> Iterator[str]:
         yield "Times are not compared, because at least one run solved several problems at once."
         return
     if differing := _differences(_conditions(first), _conditions(second)):
-        yield f"The times also depend on what differs between the runs: {differing}."
+        yield f"The runs also differ in what affects only their times: {differing}."
     days = " and ".join(dict.fromkeys(run.created[: len("2026-12-01")] for run in (first, second)))
     yield (
-        f"The runs were not interleaved (begun on {days}). Their times can be compared only if other programs used the machine "
-        "equally in both; the interval allows for a machine that changes its speed. The ratio of work does not depend on this."
+        f"The runs were not interleaved (begun on {days}), so their times are comparable only if the machine was equally busy. "
+        "The intervals allow for some change of its speed. The ratios of work do not depend on it."
     )
 
 

@@ -55,9 +55,9 @@ UNKNOWN, UNKNOWN_FACTOR = Estimate(), Factor()
 ACCURACY, STEPS, PRICES = "Accuracy and time", "Steps and tokens", "Speed and price"
 """The tables of the page."""
 
-_EFFECTIVE = "for the effective number of attempts (Kish) if there are several samples per problem"
-_OVER_PROBLEMS = "Interval: 95%, paired jackknife over problems, if there are at least 15 problems."
-_WITH_COST_ERROR = f"{_OVER_PROBLEMS} It includes the error of the unit costs."
+_EFFECTIVE = "for Kish's effective number of attempts if there are several samples per problem"
+_OVER_PROBLEMS = "95% interval: paired jackknife over problems, if there are at least 15."
+_WITH_COST_ERROR = f"{_OVER_PROBLEMS} It accounts for the error of the unit costs."
 
 
 @frozen
@@ -65,8 +65,8 @@ class PolicyFigures:
     """The figures of a policy. Figures that compare it with the target alone are unknown without the target's results.
 
     The first fields count attempts: `n` planned ones, which are `correct`, `incorrect`, `unscored`, `errors` or `missing`.
-    Those that are `cut` reached a limit. Answers are gained or lost where the target's answer has a grade; elsewhere, they are
-    the same as the target's or differ from it. `both_finished` counts the attempts that the policy and the target finished.
+    Those that are `cut` reached a limit. If the target's answer has a grade, an answer may be gained or lost. Otherwise, it is
+    only compared with the target's. `both_finished` counts the attempts that the policy and the target finished.
     """
 
     route: Route
@@ -83,8 +83,8 @@ class PolicyFigures:
             "accuracy",
             "share",
             ACCURACY,
-            "Correct answers / attempts. Unscored answers and errors count as incorrect, but if no answer was graded, the "
-            f"accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
+            "Correct answers divided by attempts. Failed attempts and answers that could not be scored count as incorrect. If no "
+            f"answer could be scored, the accuracy is unknown. 95% interval: Wilson, {_EFFECTIVE}.",
         ),
     ] = UNKNOWN
     accuracy_difference: Annotated[
@@ -93,8 +93,8 @@ class PolicyFigures:
             "diff",
             "points",
             ACCURACY,
-            "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
-            f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
+            "Accuracy of this policy minus the accuracy of the target alone, over the attempts made by both. "
+            f"95% interval: Newcombe's for paired shares, {_EFFECTIVE}.",
         ),
     ] = UNKNOWN
     answers_gained: Ratio | None = None
@@ -108,7 +108,7 @@ class PolicyFigures:
             "speed-up",
             "times",
             ACCURACY,
-            "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both policies "
+            "Computed seconds of the target alone divided by those of this policy, over the attempts that both policies "
             f"finished; above 1 is faster. {_WITH_COST_ERROR}",
         ),
     ] = UNKNOWN_FACTOR
@@ -118,7 +118,7 @@ class PolicyFigures:
             "computed s",
             "number",
             ACCURACY,
-            "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
+            "Computed seconds per finished attempt. The computed time of an attempt is its counted work (tokens and scores) "
             "times the unit costs measured in the run. A step that took less than half or more than twice the usual time of "
             "such steps is counted at the usual time. The time of models without measured unit costs, such as models on "
             "servers, is measured.",
@@ -130,7 +130,7 @@ class PolicyFigures:
             "clock s",
             "number",
             ACCURACY,
-            "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
+            "Wall-clock seconds per finished attempt, without loading, grading and display.",
         ),
     ] = None
     measured_speedup: Annotated[
@@ -139,20 +139,20 @@ class PolicyFigures:
             "clock speed-up",
             "times",
             ACCURACY,
-            "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that both policies "
+            "Wall-clock seconds of the target alone divided by those of this policy, over the attempts that both policies "
             f"finished; above 1 is faster. {_WITH_COST_ERROR}",
         ),
     ] = UNKNOWN_FACTOR
-    acceptance_rate: Annotated[Ratio | None, Shown("accepted", "whole share", STEPS, "Accepted steps / drafted steps.")] = (
-        None
-    )
+    acceptance_rate: Annotated[
+        Ratio | None, Shown("accepted", "whole share", STEPS, "Accepted steps divided by drafted steps.")
+    ] = None
     stopped_early_rate: Annotated[
         Ratio | None,
         Shown(
             "stopped early",
             "whole share",
             STEPS,
-            "Drafted steps that were stopped early and escalated / drafted steps.",
+            "Drafted steps that were stopped early and escalated, divided by drafted steps.",
         ),
     ] = None
     called_rate: Annotated[
@@ -162,7 +162,7 @@ class PolicyFigures:
             "whole share",
             STEPS,
             "Share of finished attempts in which the target solved the problem, because the answers of draft and checker "
-            "differ.",
+            "differed.",
         ),
     ] = None
     wasted_draft_tokens: Annotated[
@@ -189,7 +189,7 @@ class PolicyFigures:
             "tokens per call",
             "number",
             STEPS,
-            "Tokens written by the target / its batches, each of which decodes one token or verifies draft tokens.",
+            "Tokens written by the target divided by its batches. A batch decodes one token or verifies draft tokens.",
         ),
     ] = None
     thinking_tokens_mean: Annotated[
@@ -201,7 +201,7 @@ class PolicyFigures:
             "draft tokens/s",
             "number",
             PRICES,
-            "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
+            "Tokens that the draft decodes per second of decoding, without prefill.",
         ),
     ] = None
     target_tokens_per_second: Annotated[
@@ -210,7 +210,7 @@ class PolicyFigures:
             "target tokens/s",
             "number",
             PRICES,
-            "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
+            "Tokens that the target decodes per second of decoding, without prefill and verification.",
         ),
     ] = None
     price: Annotated[
@@ -219,7 +219,7 @@ class PolicyFigures:
             "price/1000",
             "price",
             PRICES,
-            "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
+            "Price of all prompt and completion tokens per finished attempt. Tables show the price per 1,000 attempts.",
         ),
     ] = None
     price_ratio: Factor = UNKNOWN_FACTOR
@@ -229,8 +229,8 @@ class PolicyFigures:
             "saved",
             "share",
             PRICES,
-            "1 - price of this policy / price of the target alone, over the attempts that both policies finished. "
-            f"{_OVER_PROBLEMS}",
+            "1 - price of this policy / price of the target alone: the share of the price that is saved, over the attempts that "
+            f"both policies finished. {_OVER_PROBLEMS}",
         ),
     ] = UNKNOWN
 

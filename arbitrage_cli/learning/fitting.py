@@ -71,7 +71,7 @@ def calibrate(log_odds: Numbers, labels: Mask, weights: Numbers | float = 1.0) -
     (slope,), bias = _fit_line(examples, NO_PENALTY)
     if slope < LEAST_SLOPE:
         raise UsageError(
-            "the router learned nothing: its score does not rise with the labels of the validation part",
+            "the router learned nothing: its score does not rise with the labels of the validation set",
             "collect more states, or use another reward: arbitrage collect",
         )
     return float(slope), bias

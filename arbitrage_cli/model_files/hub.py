@@ -223,7 +223,7 @@ def _is_offline(name: HubName, requested: bool) -> bool:
     if is_offline and not locate(name):
         command = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
         message = f"{name} is not on this machine, and --offline or HF_HUB_OFFLINE prevents a download"
-        raise HubError(message, f"with a network, run {command}")
+        raise HubError(message, f"when you are online, run {command}")
     return is_offline
 
 

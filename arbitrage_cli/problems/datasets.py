@@ -67,7 +67,7 @@ def load_dataset(
     read. Raises UsageError if the data set is unknown or invalid, and the errors of `hub.find`.
     """
     if mapping and name_or_path in DATASETS:
-        raise UsageError(f"--map is for files, not for the data set {name_or_path}", "leave out --map")
+        raise UsageError(f"--map is for files, not for the data set {name_or_path}", "omit --map")
     if published := PUBLISHED.get(name_or_path):
         (path,) = hub.find(published, offline=offline)
         return _read(path, name_or_path, revision=hub.commit_of(published, path), forms=forms)

@@ -91,7 +91,7 @@ def parse_route(text: str) -> ParsedRoute:
     name, at, tau = (part.strip() for part in text.partition("@"))
     policy = find_policy(name)
     if at and not policy.has_tau:
-        raise UsageError(f"policy {name} has no tau", f"leave it out: {name}", option="policy")
+        raise UsageError(f"policy {name} has no tau", f"omit the tau: {name}", option="policy")
     return policy, tau if at else None
 
 
@@ -196,17 +196,17 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> 
         resolved = available.table.resolve(tau or DEFAULT_TAU)
     elif tau is None:
         hint = f"use a policy such as {policy.name}@0.5"
-        raise UsageError(f"policy {policy.name} needs a tau, and has no default", hint, option="tau")
+        raise UsageError(f"policy {policy.name} needs a tau and has no default tau", hint, option="tau")
     else:
         numbers = "a number, inf or -inf" if policy.min_tau == -inf else f"a number from {policy.min_tau:g} to inf"
         resolved = parse_number(str(tau), f"use {numbers} for policy {policy.name}, such as {policy.name}@0.5")
     if resolved < policy.min_tau:
         hint = f"use a tau of at least {policy.min_tau:g}, such as {policy.name}@0.5"
         raise UsageError(
-            f"tau {resolved:g} is below {policy.min_tau:g}, the least of policy {policy.name}", hint, option="tau"
+            f"tau {resolved:g} is below {policy.min_tau:g}, the minimum of policy {policy.name}", hint, option="tau"
         )
     if policy.max_score < resolved < inf:
-        reason = f"tau {resolved:g} is above {policy.max_score:g}, the largest score of policy {policy.name}"
+        reason = f"tau {resolved:g} is above {policy.max_score:g}, the maximum of policy {policy.name}"
         raise UsageError(
             reason,
             "use --tau 0.5, or inf to never escalate; for a share of the steps, add a percent sign: 30%",

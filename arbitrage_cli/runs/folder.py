@@ -54,9 +54,11 @@ MAX_LINE = 1 << 26
 
 ADVISE = "advise--"  # the beginning of the names of folders of `advise`
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_ELSEWHERE = "use another path (--output)"
-_RESTORE = f"restore it from a copy, or {_ELSEWHERE}"
-_START_AGAIN = "restore it from a copy, or rerun the command that created the run with --fresh, which renames the old files"
+_ELSEWHERE = "use another --output"
+_RESTORE = f"restore it from a backup, or {_ELSEWHERE}"
+_START_AGAIN = (
+    "restore it from a backup, or rerun the command that created the run with --fresh, which renames the old files"
+)
 
 log = logging.getLogger("arbitrage.runs")
 
@@ -83,7 +85,7 @@ class Contents:
     def rows(self) -> Iterator[Any]:
         """The valid rows. Raises DamagedRunError if a line is too long."""
         bad = list[BadRow]()
-        with os_errors(UsageError, f"{self.path}: cannot be read", "restore it from a copy"):
+        with os_errors(UsageError, f"{self.path}: cannot be read", "restore it from a backup"):
             for row in _validated(self.path, self.run):
                 if not isinstance(row, BadRow):
                     yield row
@@ -374,7 +376,7 @@ def _read_run(folder: Path, kind: str | None) -> "Run":
         run = read_run(data)
     except FileNotFoundError as error:
         if results.exists() and not results.stat().st_size:
-            raise UsageError(f"{folder}: the run has not begun", "wait until it begins, or repeat its command") from error
+            raise UsageError(f"{folder}: the run has not started", "wait until it starts, or repeat its command") from error
         raise DamagedRunError(f"{path} is missing, but {RESULTS} contains rows", hint) from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path}: {error}", hint) from error

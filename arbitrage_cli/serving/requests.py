@@ -231,7 +231,7 @@ def find_route(name: str, menu: Menu) -> Route:
     """Return the route for a model name. `arbitrage` selects the server's default route."""
     try:
         if len(name) > MAX_MODEL_NAME:
-            raise UsageError(f"a model name may have at most {MAX_MODEL_NAME} characters; found {len(name)}")
+            raise UsageError(f"the model name has {len(name)} characters; the limit is {MAX_MODEL_NAME}")
         return menu.default if name == OWN_NAME else menu.find(name)
     except UsageError as error:
         raise RefusedError(error.message, error.hint, status=404, code="model_not_found", parameter="model") from error

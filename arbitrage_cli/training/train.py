@@ -99,9 +99,9 @@ def _check_solutions(collected: Collected) -> None:
 
 def _check_part(collected: Collected, chosen: Mask, what_for: str) -> None:
     labels = collected.outcomes.advantage[chosen] > 0
-    for members, what in ((labels, "with"), (~labels, "without")):
+    for members, what in ((labels, "in which the target's step is better"), (~labels, "in which it is not")):
         if members.sum() < MIN_CLASS:
-            found = f"{int(members.sum())} {what} an advantage, at least {MIN_CLASS} are needed"
+            found = f"{int(members.sum())} {what}; at least {MIN_CLASS} are needed"
             raise UsageError(f"too few states {what_for}: {found}", _how_to_collect_more(collected, chosen))
 
 
@@ -126,7 +126,7 @@ def _how_to_collect_more(collected: Collected, chosen: Mask) -> str:
     command = with_limit(collected.runs[0].conditions.command, needed + others) if len(collected.runs) == 1 else None
     if command:
         hint += f": {shlex.join(command)}"
-    return f"{hint}; if the data set has fewer, use another --dataset and another -o"
+    return f"{hint}; if the data set has fewer, use another --dataset and another --output"
 
 
 def with_limit(command: Sequence[str], size: int) -> list[str] | None:

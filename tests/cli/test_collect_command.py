@@ -74,7 +74,7 @@ def test_a_target_without_answers_is_the_reason(tmp_path: Path) -> None:
         ended = run(*COLLECT[:1], *models, *COLLECT[3:], cwd=tmp_path)
     assert ended.code == 1
     ((status, reason),) = [(row["status"], row["error"]) for row in rows_of(tmp_path / "run")]
-    assert (status, reason) == ("error", "the target's solution has no answer with which steps could be rated")
+    assert (status, reason) == ("error", "the target's solution has no answer, so its steps cannot be rated")
 
 
 def test_progress_names_both_models_and_the_end_says_what_a_router_needs(tmp_path: Path) -> None:

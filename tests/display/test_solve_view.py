@@ -267,4 +267,4 @@ def test_reasons_for_doubt_are_shown_with_the_answer(make_view: MakeView, num_pr
         trace.add(accept("12 - 81 = 1", stop="end"))
         view.display.handle(finish(trace))
     assert sum("step 1 has a wrong equation" in line for line in view.screen.lines) == 2
-    assert sum("only know exercises" in line for line in view.screen.lines) == count
+    assert sum("can only solve exercises" in line for line in view.screen.lines) == count

@@ -296,7 +296,7 @@ def test_fresh_start_on_a_full_disk_keeps_the_run(quick_path: Path, failing: Cal
 
 
 def test_run_that_has_not_begun_is_not_damaged(quick_path: Path) -> None:
-    with RunFolder(quick_path), pytest.raises(UsageError, match="has not begun"):
+    with RunFolder(quick_path), pytest.raises(UsageError, match="has not started"):
         read_run_folder(quick_path)
 
 

@@ -164,7 +164,7 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) ->
         train_on(read_states([write_run(tmp_path / "few", questions(10), changes=facts)]))
     assert "arbitrage collect --dataset 'a b.jsonl' --limit 19;" in str(raised.value.hint)
     even = replace(collected.outcomes, draft_reward=collected.outcomes.target_reward)
-    with pytest.raises(UsageError, match="0 with an advantage"):
+    with pytest.raises(UsageError, match="states to train on: 0"):
         train_on(replace(collected, outcomes=even))
 
 

@@ -172,7 +172,7 @@ class ServePatience:
         now = time.monotonic()
         if now < self.refuses_until:
             message = f"{self.server} failed {self.num_failed} requests in a row"
-            raise ServerError(message, f"it is asked again after {self.refuses_until - now:.0f} s")
+            raise ServerError(message, f"it will be asked again after {self.refuses_until - now:.0f} s")
         self.refuses_until = now + BREAK_SECONDS
 
     def delay(self, failure: RetryableError, tries: Tries) -> float:
