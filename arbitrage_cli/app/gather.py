@@ -83,7 +83,7 @@ def gather(
             advice, notes = None, [f"the stored advice is ignored: {error.message}"]
     load = request.named.load
     measured = find_measurements(sources, load) if measured is None else measured
-    models = {role: _model_facts(request, role, sources[role], measured.get(role), open_served) for role in sources}
+    models = {role: model_facts(request, role, open_served, measured.get(role)) for role in sources}
     machine = machine_facts(computes=any(map(is_gguf, sources.values())))
     return RequestFacts(models, machine, router, advice, notes)
 
@@ -146,10 +146,10 @@ def _check_absent_models(pair: AdvisedPair, sources: ByRole[str], known: Sequenc
             raise ModelFileError(f"{names}: not on this machine; to download, use arbitrage models pull {names}")
 
 
-def _model_facts(
-    request: Request, role: ModelRole, source: str, measured: Tuned | None, open_served: OpenServed
-) -> ModelFacts:
-    load, files = request.named.load, local_files(source)
+def model_facts(request: Request, role: ModelRole, open_served: OpenServed, measured: Tuned | None = None) -> ModelFacts:
+    """Return the facts about a model. Raises the same errors as `gather`."""
+    source, load = request.named.sources[role], request.named.load
+    files = local_files(source)
     has_thoughts = role == "check" or (role in WRITING and request.options.think_tokens == 0)
     if is_served(source):
         remote = open_served(role)

@@ -22,7 +22,7 @@ from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.open import display_name, open_model
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.sparing_clock import sparing
 from arbitrage_cli.model_files.checksums import sha256_seen
@@ -75,8 +75,7 @@ class OpenModels:
         check_memory(self._memory_needed, self.concurrency)
         for role, source in sources.items():  # servers first, because files take time to load
             if is_served(source) and (remote := self._open_served(role)):
-                self.by_role[role] = remote
-                self._check_server(role, remote)
+                self._add_served(role, remote)
         self.check_token_stats(policies)
         self.check_token_ids(policies)
         for role, source in sources.items():
@@ -96,6 +95,14 @@ class OpenModels:
             sparing(clock_for(model.card for model in self.by_role.values())),
         )
         self.writers = Writers(self.by_role, self.writing)
+
+    def late_writer(self, role: ModelRole, remote: RemoteModel) -> Writer:
+        """Return the writer of a model whose server did not answer while the others were loaded.
+
+        It is for all routes, as the writers of `scheduler`. Raises the errors of `Writers`.
+        """
+        self._add_served(role, remote)
+        return self.writers(None)[role]
 
     @property
     def descriptions(self) -> dict[ModelRole, LoadedModel]:
@@ -201,7 +208,8 @@ class OpenModels:
         backend = self._stack.enter_context(contextlib.closing(open_model(path, options, progress)))
         return LocalModel(backend, name)
 
-    def _check_server(self, role: ModelRole, remote: RemoteModel) -> None:
+    def _add_served(self, role: ModelRole, remote: RemoteModel) -> None:
+        """Add a model on a server. Raises UsageError if it is not the model that was decided."""
         served = self._decided.models[role].served
         before: Fields = (served.facts if served else None) or {}
         now = remote.served_facts
@@ -211,6 +219,7 @@ class OpenModels:
                     f"{role} server: {name} changed from {before[name]} to {now.get(name)} since this run began",
                     "serve the same model with the same settings, or use another --output",
                 )
+        self.by_role[role] = remote
 
     @property
     def _rollback(self) -> dict[ModelRole, int]:

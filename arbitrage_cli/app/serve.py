@@ -13,9 +13,11 @@ from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
 from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.servers.address import is_private
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.serving.bulkhead import Bulkhead
+from arbitrage_cli.serving.late_model import LateModel
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
@@ -38,12 +40,14 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
         bounds = ServerBounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
-        worker = Worker(session.models.scheduler(), session.scorer, _bulkhead(session))
-        service = Service(worker, defaults, bounds, access)
+        scheduler = session.models.scheduler()
+        late = _late_checker(session, scheduler) if session.lacks_checker else None
+        worker = Worker(scheduler, session.scorer, _bulkhead(session))
+        service = Service(worker, defaults, bounds, access, late)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         run = session.run_info(num_problems=None)
-        display.begin(ServerInfo(url, defaults.names, run))
+        display.begin(ServerInfo(url, late.offered(defaults.names) if late else defaults.names, run))
         display.result(url)
         service.run(
             bound,
@@ -58,7 +62,6 @@ def _defaults(session: Session) -> Defaults:
     max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.by_role.values())
     thinking = with_thinking(session, session.limits.think_tokens or None)
     prompts = session.models.prompts().values()
-    is_absent = "check" in session.decided.models and "check" not in session.models.by_role
     return Defaults(
         session.menu(),
         session.limits,
@@ -66,7 +69,15 @@ def _defaults(session: Session) -> Defaults:
         session.decided.settings.sampler,
         max_chars,
         always_thinks=any(prompt.always_thinks for prompt in prompts),
-        unavailable={"agree": "the server of the checker cannot be used"} if is_absent else {},
+    )
+
+
+def _late_checker(session: Session, scheduler: Scheduler) -> LateModel:
+    """Return the checker, whose server did not answer. Without it, `agree` is not run: drafts would take its place."""
+    return LateModel(
+        "checker",
+        needs=lambda policy: policy.compares_answers,
+        open_model=lambda: scheduler.add_writer("check", session.open_checker()),
     )
 
 

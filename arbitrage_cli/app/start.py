@@ -3,10 +3,11 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from arbitrage_cli.app.gather import OpenServed
+from arbitrage_cli.app.decide import with_checker
+from arbitrage_cli.app.gather import OpenServed, model_facts
 from arbitrage_cli.app.models import RemoteModel
 from arbitrage_cli.app.open_models import OpenModels, served_models
 from arbitrage_cli.app.plan import Plan, make_plan
@@ -14,6 +15,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.errors import ServerError
+from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.types import ModelRole
 
 log = logging.getLogger("arbitrage.session")
@@ -35,7 +37,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Open a session, as `OpenSession` describes it. Raises the same errors as `make_plan` and `OpenModels`."""
     with contextlib.ExitStack() as stack:
-        open_served: OpenServed = served_models(
+        open_served = served_models(
             request.named.served,
             display,
             stack,
@@ -43,22 +45,22 @@ def open_session(
             is_greedy=not request.options.temperature,
             continues=not request.writes_whole,
         )
-        if request.use == "serve":
-            open_served = _checker_may_be_absent(open_served)
-        plan = plan or make_plan(request, display, open_served, limit)
+        open_at_start: OpenServed = _checker_may_be_absent(open_served) if request.use == "serve" else open_served
+        plan = plan or make_plan(request, display, open_at_start, limit)
         for note in plan.notes:
             display.tell(note)
         if plan.setup.tau_costs:
             log.info("presets are based on the token costs of %s", plan.setup.tau_costs)
-        models = OpenModels(plan, open_served, most)
-        session = stack.enter_context(contextlib.closing(Session(plan, models, display)))
+        models = OpenModels(plan, open_at_start, most)
+        ask_checker = partial(_ask_checker, request, plan.setup, open_served)
+        session = stack.enter_context(contextlib.closing(Session(plan, models, display, ask_checker)))
         yield session
         if request.use == "run":  # a run, whose results are stored
             models.check_files()
 
 
-def _checker_may_be_absent(open_served: OpenServed) -> OpenServed:
-    """Return a function that returns None for a checker whose server cannot be used."""
+def _checker_may_be_absent(open_served: Callable[[ModelRole], RemoteModel]) -> OpenServed:
+    """Return a function that returns None for a checker whose server cannot be used. It asks each server once."""
 
     @functools.cache
     def open_or_none(role: ModelRole) -> RemoteModel | None:
@@ -71,3 +73,11 @@ def _checker_may_be_absent(open_served: OpenServed) -> OpenServed:
             return None
 
     return open_or_none
+
+
+def _ask_checker(
+    request: Request, setup: Setup, open_served: Callable[[ModelRole], RemoteModel]
+) -> tuple[Setup, RemoteModel]:
+    """Ask the server of the checker again, as `session.AskChecker` describes it."""
+    facts = model_facts(request, "check", open_served)
+    return with_checker(setup, request, facts), open_served("check")

@@ -5,8 +5,7 @@ A request for another kind of answer, such as tool calls, is rejected. Other unk
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -82,7 +81,6 @@ class Defaults:
 
     `thinking` applies to requests that turn thinking on. Conversations of more than `max_chars` characters are rejected
     without being tokenized. `always_thinks` is true if a model cannot answer without thinking.
-    `unavailable` maps policies that this server cannot run to the reasons.
     """
 
     menu: Menu
@@ -91,12 +89,10 @@ class Defaults:
     sampler: Sampler
     max_chars: int
     always_thinks: bool = False
-    unavailable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        offered = [name for name in self.menu.names if name not in self.unavailable]
-        return list(dict.fromkeys([OWN_NAME, *offered]))
+        return list(dict.fromkeys([OWN_NAME, *self.menu.names]))
 
 
 class _StreamOptions(BaseModel):
@@ -207,7 +203,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         read,
         problem,
         model,
-        _greedy_if_needed(_available_route(model, defaults), sampler),
+        _greedy_if_needed(find_route(model, defaults.menu), sampler),
         replace(
             limits,
             max_tokens=min(read.token_limit or limits.max_tokens, limits.max_tokens),
@@ -235,13 +231,6 @@ def find_route(name: str, menu: Menu) -> Route:
         return menu.default if name == OWN_NAME else menu.find(name)
     except UsageError as error:
         raise RefusedError(error.message, error.hint, status=404, code="model_not_found", parameter="model") from error
-
-
-def _available_route(name: str, defaults: Defaults) -> Route:
-    route = find_route(name, defaults.menu)
-    if reason := defaults.unavailable.get(route.policy.name):
-        raise RefusedError(reason, "use another model", status=503, code="upstream_error", parameter="model")
-    return route
 
 
 def _read_object(body: bytes) -> Json:

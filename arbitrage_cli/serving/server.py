@@ -33,6 +33,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, SolutionEvent
+from arbitrage_cli.serving.late_model import LateModel
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Observe, Report, Ticket, Worker
 from arbitrage_cli.system.signals import ENDING, Interruption, interruptible
@@ -114,12 +115,14 @@ class Endpoints:
     worker: Worker
     bounds: ServerBounds
     created: int  # Unix time
+    late: LateModel | None
 
     async def health(self, request: Request) -> Response:
         return JsonResponse({"status": "ok", "running": self.worker.num_running, "waiting": len(self.worker.intake)})
 
     async def models(self, request: Request) -> Response:
-        return JsonResponse({"object": "list", "data": [self._model(name) for name in self.defaults.names]})
+        names = self.late.offered(self.defaults.names) if self.late else self.defaults.names
+        return JsonResponse({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -131,6 +134,8 @@ class Endpoints:
 
     async def complete(self, request: Request) -> ASGIApp:
         chat = read_request(await _read_body(request, self.bounds), f"chatcmpl-{secrets.token_hex(12)}", self.defaults)
+        if self.late:
+            await self.late.need(chat.route.policy)
         num_open = self.worker.num_running + len(self.worker.intake)
         if num_open >= self.bounds.running + self.bounds.waiting:
             message = f"the queue is full: {num_open} requests are running or waiting"
@@ -307,9 +312,11 @@ def bind(host: str, port: int) -> socket.socket:
 class Service:
     """An HTTP server and the worker that answers its requests."""
 
-    def __init__(self, worker: Worker, defaults: Defaults, bounds: ServerBounds, access: Access) -> None:
+    def __init__(
+        self, worker: Worker, defaults: Defaults, bounds: ServerBounds, access: Access, late: LateModel | None = None
+    ) -> None:
         self._worker = worker
-        endpoints = Endpoints(defaults, worker, bounds, int(time.time()))
+        endpoints = Endpoints(defaults, worker, bounds, int(time.time()), late)
         routes = [
             HttpRoute("/health", endpoints.health),
             HttpRoute("/v1/chat/completions", endpoints.complete, methods=["POST"]),

@@ -1,14 +1,18 @@
 """`arbitrage serve` as a process: where it listens, who may ask, how it ends, and what a terminal shows."""
 
+import json
 import os
 import re
 import signal
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
+import pytest
 from cli import (
+    HERE,
     MODELS,
     PROGRAM,
     QUESTION,
@@ -22,7 +26,7 @@ from cli import (
     served,
 )
 from fake_chat import Api, ChatServer
-from fake_server import HashServer, on_loopback
+from fake_server import REFUSED, Answer, HashServer, on_loopback
 from hash_language import TEMPLATE, HashBackend
 from processes import awaited, ended_by
 
@@ -71,12 +75,60 @@ def test_it_starts_without_a_checker_whose_server_is_down() -> None:
     models = (*MODELS, "--check", "http://127.0.0.1:9/v1")
     with served(models=models) as (process, client):
         assert "agree" not in {model["id"] for model in client.get("/models").json()["data"]}
-        refused = client.post("/chat/completions", json={**ASKED, "model": "agree"})
-        assert (refused.status_code, "checker" in refused.text, "127.0.0.1" in refused.text) == (503, True, False)
+        for _ in range(3):
+            refused = client.post("/chat/completions", json={**ASKED, "model": "agree"})
+            assert (refused.status_code, "checker" in refused.text, "127.0.0.1" in refused.text) == (503, True, False)
+            assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert client.post("/chat/completions", json={**ASKED, "model": "target"}).status_code == 200
         process.send_signal(signal.SIGTERM)
         log = process.communicate(timeout=TIMEOUT)[1].decode()
     assert log.count("127.0.0.1:9 is unreachable") == 1
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_agree_is_offered_once_the_server_of_the_checker_answers(thinks: bool) -> None:
+    """The checker then thinks if it does so by itself, as if its server had answered at the start."""
+    checker = HashServer(backend=HashBackend("target"))
+    checker.backend.chat_template = TEMPLATE + "<think>\n" * thinks
+    checker.faulty_paths = ("",)
+    checker.faults = lambda: Answer([{}], REFUSED)
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"RETRY_SECONDS": 0.0, "FIRST_DELAY": 0.001}))
+    with on_loopback(checker) as address:
+        models = (*MODELS, "--check", address)
+        with served("--max-tokens", "120", models=models, program=program) as (process, client):
+
+            def ask() -> httpx2.Response:
+                return client.post("/chat/completions", json={**ASKED, "model": "agree"})
+
+            def is_offered() -> bool:
+                return "agree" in {model["id"] for model in client.get("/models").json()["data"]}
+
+            assert (ask().status_code, is_offered()) == (503, False)
+            checker.faults = lambda: None
+            answered = ask()
+            num_asked = checker.counts["/v1/models"]
+            assert (answered.status_code, is_offered(), ask().status_code) == (200, True, 200)
+            assert checker.counts["/v1/models"] == num_asked
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(TIMEOUT) == 0
+        record = run("solve", *models, "--policy", "agree", "--max-tokens", "120", "--json", QUESTION).record
+    counted = answered.json()["usage"]["check_tokens"]
+    assert counted == record["timing"]["check"]["decode_tokens"] > 0
+    assert record["settings"]["check_thinking"] == ("on" if thinks else "off")
+
+
+def test_another_model_than_the_checker_is_refused() -> None:
+    checker = HashServer(backend=HashBackend("target"))
+    checker.names = ["another"]
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"RETRY_SECONDS": 0.0}))
+    with on_loopback(checker) as address:
+        models = (*MODELS, "--check", f"{address}#toy")
+        with served(models=models, program=program) as (process, client):
+            assert client.post("/chat/completions", json={**ASKED, "model": "agree"}).status_code == 503
+            process.send_signal(signal.SIGTERM)
+            log = process.communicate(timeout=TIMEOUT)[1].decode()
+    assert log.count("has no model 'toy'") == 2
+    assert checker.counts["/v1/completions"] == 0
 
 
 def test_policies_that_need_log_probabilities_are_not_offered_without_them() -> None:

@@ -1,4 +1,4 @@
-"""The program with other time limits for servers: `hurry.py CONSTANTS COMMAND...`, where CONSTANTS is a JSON object."""
+"""The program with other time limits for models' servers: `hurry.py CONSTANTS COMMAND...`, where CONSTANTS is a JSON object."""
 
 import json
 import sys
@@ -7,10 +7,11 @@ from types import ModuleType
 
 from arbitrage_cli.__main__ import main
 from arbitrage_cli.inference.servers import connection, patience
+from arbitrage_cli.serving import late_model
 
 
 def module_of(name: str) -> ModuleType:
-    (module,) = (module for module in (connection, patience) if hasattr(module, name))
+    (module,) = (module for module in (connection, patience, late_model) if hasattr(module, name))
     return module
 
 
