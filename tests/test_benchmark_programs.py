@@ -24,6 +24,13 @@ def test_presets_from_few_solutions() -> None:
     assert len([line for line in lines if line.startswith("  careful")]) == 6
 
 
+def test_bounds_of_the_guide() -> None:
+    """The guide's table has some of the rows that the program computes."""
+    guide = (TESTS.parent / "arbitrage_cli" / "guides" / "benchmarks.md").read_text(encoding="utf-8").splitlines()
+    lines = output_of("bounds.py")
+    assert len([line for line in guide if line.startswith("| ") and "draft tokens |" in line and line in lines]) == 8
+
+
 def test_router_scores() -> None:
     *_, row = output_of("router_scores.py", "--lengths", "200")
     assert row.startswith("| 200 | ")
