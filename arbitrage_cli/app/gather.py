@@ -53,12 +53,13 @@ def fetch_and_gather(
 ) -> RequestFacts:
     """Return the facts about the request's models, after missing files are downloaded and missing costs are measured.
 
-    Of a run to continue, the models that it has are not measured, and their servers are not asked. The probes take at most
-    `limit` seconds.
+    If the request continues a run that has all these models, none is measured. The servers of the run's models are not asked.
+    The probes take at most `limit` seconds.
     """
-    run = request.began.run if request.began else None
-    known, begun = (run.decided.models, [route.policy for route in run.routes]) if run else ({}, [])
-    paths = fetch(request.models_for([*begun, *request.asked]), display, offline=request.options.offline)
+    known = request.began.run.decided.models if request.began else {}
+    needed = request.models_for(request.asked)
+    sources = {role: source for role, source in request.named.sources.items() if role in needed or role in known}
+    paths = fetch(sources, display, offline=request.options.offline)
     refuse_other_token_ids(request.asked, {role: local_files(path) for role, path in paths.items()})
     measured = None if paths.keys() <= known.keys() else measure_missing(request, paths, display, limit)
     return gather(request, measured, lambda role: None if role in known else open_served(role))

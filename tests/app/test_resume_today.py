@@ -14,6 +14,7 @@ from fake_server import HashServer, on_loopback
 from faults import rows_of, run_json, write_problems
 from pairs_file import add_pair
 
+from arbitrage_cli import rewards
 from arbitrage_cli.api import open_pair
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.options import AdviceOptions, Options
@@ -93,6 +94,17 @@ def test_the_router_of_a_model_that_is_fetched_now_scores_the_steps(here: Path, 
     assert run.session.router.source == "builtin:builtin"
     assert run.run.decided.router.sha256 == need_router(run.session.router.router).sha256
     assert run.run.places["router"] == "builtin:builtin"
+
+
+def test_a_model_that_no_policy_of_today_needs_may_be_gone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "MIN_PROBABILITY", {"turns": 0.0})  # the copy is asked as other models are
+    prm = Path(shutil.copy(models_folder() / "prm.gguf", here / "prm.gguf"))
+    options = {"draft": "builtin:draft", "target": "builtin:target", "max_tokens": 8}
+    bench(here, typed(**options, prm=str(prm), policy="rsd,draft"))
+    prm.unlink()
+    run = bench(here, typed(**options, policy="entropy"))
+    assert [route.policy.name for route in run.session.routes] == ["entropy"]
+    assert len(rows_of(here / "run")) == 3 * len(QUESTIONS)
 
 
 def test_settings_of_today_do_not_name_the_models_of_a_run(here: Path) -> None:
