@@ -12,7 +12,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Job, Refusals
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.rows import make_problem
-from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.route import Route, route_or_target_alone
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import ByRole, Finished, Message, Note, Problem
 
@@ -82,9 +82,15 @@ class RoutedConversation:
         self._last: tuple[Finished, RunInfo] | None = None
 
     def choose(self, name: str) -> None:
-        """Select a route such as `arbitrage@fast`. Raises UsageError if the menu does not contain the route."""
+        """Select a route such as `arbitrage@fast`, with a note if it is expected to be slower than the target alone.
+
+        Raises UsageError if the menu does not contain the route.
+        """
         self.route = self.menu.find(name, "policy")
         self.show_route()
+        _, warning = route_or_target_alone(self.route, self._session.router, is_default=False)
+        if warning:
+            self._display.tell(warning)
 
     def ask(self, question: str) -> Finished:
         """Answer a question and remember the answer. Raises UsageError if the question is not valid text."""

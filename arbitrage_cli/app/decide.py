@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from arbitrage_cli.app.naming import NamedRouter
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
+from arbitrage_cli.costs.pair import FREE, PairCosts, parse_prices, price_costs
 from arbitrage_cli.costs.store import StoredAdvice
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.chat_template import ChatPrompt
@@ -150,10 +150,12 @@ def available_router(
     and one user of a server does not reach its limit.
     """
     at_once = 1 if request.compares or request.use == "serve" else request.concurrency
-    costs = price_costs(parse_prices(price)) if price else PairCosts.of(units, at_once)
+    prices = parse_prices(price) if price else None
+    costs = price_costs(prices) if prices else PairCosts.of(units, at_once)
+    check = prices.get("check", FREE).unit_costs if prices else units.get("check")
     found, source = (router.router, router.source) if router else (None, None)
     has_checker = "check" in request.named.sources
-    return AvailableRouter(found, source, costs, price is not None, request.early_stop, has_checker)
+    return AvailableRouter(found, source, costs, price is not None, request.early_stop, has_checker, check)
 
 
 def _models_for(request: Request, policies: Sequence[Policy], facts: RequestFacts) -> ModelsFacts:

@@ -218,11 +218,12 @@ def measure_missing(
 ) -> ByRole[Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
-    Costs are measured only if a policy of the request depends on them or is compared with others. `limit` is the
-    maximum time for the probes, in seconds. A disturbed measurement does not take the place of known costs.
+    Costs are measured only if a policy of the request depends on them or is compared with others, and those of a checker only
+    with a policy that uses it. `limit` is the maximum time for the probes, in seconds. A disturbed measurement does not take the place of known costs.
     """
     load = request.named.load
-    others = {"prm"} if request.compares else {"prm", "check"}
+    uses_checker = request.compares or any(policy.compares_answers for policy in request.asked)
+    others = {"prm"} if uses_checker else {"prm", "check"}
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
     known = find_measurements(paths, load, display.note)
     depends_on_costs = (

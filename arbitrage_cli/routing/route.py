@@ -12,6 +12,7 @@ from math import inf
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.pair import MATCH_RATE, PairCosts
 from arbitrage_cli.errors import UsageError, unknown
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.checker import Checker
@@ -24,7 +25,7 @@ from arbitrage_cli.types import Fields, Trace, frozen
 
 DEFAULT_TAU = "careful"
 DRAFT_SOLUTIONS = 3  # that policy `agree` compares if there is no checker
-EVERY_STEP = "tau {tau} escalates every step here, so the draft only adds time to the target alone; better: --policy target"
+EVERY_STEP = "tau {tau} escalates every step on this machine, so drafting only takes extra time; better: policy target"
 
 
 @frozen
@@ -121,7 +122,8 @@ class AvailableRouter:
     """A router, its source, and the pair's token costs.
 
     The costs are measured on this machine or, if `is_priced` is true, the pair's prices. If `early_stop` is None, drafted
-    steps are stopped early where this changes no text or, according to the router's table, saves time.
+    steps are stopped early where this changes no text or, according to the router's table, saves time. `check` contains the
+    costs of a checker, if they are known.
     """
 
     router: Router | None
@@ -130,6 +132,7 @@ class AvailableRouter:
     is_priced: bool = False
     early_stop: bool | None = None
     has_checker: bool = False
+    check: UnitCosts | None = None
 
     @property
     def is_universal(self) -> bool:
@@ -246,7 +249,7 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
         worse = "more expensive" if available.is_priced else "slower"
         warning = f"routing is probably {worse} than policy {lossless.name}"
     if not is_default:
-        return route, f"{warning}; better: --policy {lossless.name}"
+        return route, f"{warning}; better: policy {lossless.name}"
     how = " with speculation (same output, except where two tokens are almost equally likely)" if lossless.speculates else ""
     return Route(lossless), f"{warning}, so arbitrage uses the target alone{how}; to route anyway, use --policy arbitrage"
 
@@ -260,15 +263,29 @@ def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
         pace = costs.relax if policy.shares_token_ids else costs.write
         if pace(MATCH_RATE) >= costs.target.decode:
             return f"by the token costs, policy {policy.name} is {_when_faster(pace, costs.target.decode)}"
-    solutions = DRAFT_SOLUTIONS * costs.draft.decode
-    if policy.compares_answers and not available.has_checker and solutions >= costs.target.decode:
-        worse = "more expensive" if available.is_priced else "slower"
-        share = formatting.number(solutions / costs.target.decode)
-        return (
-            f"policy {policy.name} is probably {worse} than policy target, because {DRAFT_SOLUTIONS} draft solutions cost as "
-            f"much as {share} target solutions; better: --policy target, or a small second model (--check)"
-        )
+    if policy.compares_answers:
+        return _warning_about_solutions(policy, costs, available)
     return None
+
+
+def _warning_about_solutions(policy: Policy, costs: PairCosts, available: AvailableRouter) -> str | None:
+    """Return a warning if the solutions whose answers are compared cost as much as the target's. All have the same length."""
+    if not available.has_checker:
+        compared, seconds = f"{DRAFT_SOLUTIONS} draft solutions", DRAFT_SOLUTIONS * costs.draft.decode
+        remedy = "better: policy target, or a small second model (--check)"
+    elif available.check:
+        compared, seconds = "a solution by the draft and one by the checker", costs.draft.decode + available.check.decode
+        remedy = "better: policy target, or a smaller checker"
+    else:
+        return None
+    if seconds < costs.target.decode:
+        return None
+    worse = "more expensive" if available.is_priced else "slower"
+    share = formatting.number(seconds / costs.target.decode)
+    return (
+        f"policy {policy.name} is probably {worse} than policy target, because {compared} cost as much as {share} target "
+        f"solutions; {remedy}"
+    )
 
 
 def _when_faster(pace: Callable[[float], float], alone: float) -> str:

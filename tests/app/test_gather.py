@@ -26,6 +26,7 @@ from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import ByRole
 
 BOTH = ["draft", "target"]
+FILES = {role: f"builtin:{role}" for role in BOTH}  # a pair without a checker
 HUB = {role: f"user/{role}-GGUF" for role in BOTH}
 
 
@@ -50,8 +51,9 @@ def measured(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str
 @pytest.mark.parametrize(
     ("values", "roles"),
     [
-        ({}, [BOTH]), *(({"policy": policy}, [BOTH]) for policy in ("speculative", "agree", "target,draft")),
+        ({}, [BOTH]), *(({"policy": policy}, [BOTH]) for policy in ("speculative", "target,draft")),
         *(({"policy": policy}, []) for policy in ("target", "draft")),
+        ({"policy": "agree"}, [[*BOTH, "check"]]), ({**FILES, "policy": "agree"}, [BOTH]),
         *((SCRIPTED | {"policy": policy}, []) for policy in ("entropy", "target,draft")),
     ],
     ids=str,

@@ -65,6 +65,19 @@ def test_a_policy_that_a_conversation_cannot_use_is_refused_alike_in_the_chat_an
     assert "policy 'nobody'" in chat("/policy nobody").err
 
 
+@pytest.mark.parametrize("line", ["/policy arbitrage@0", "/tau 0"])
+def test_a_choice_that_is_slower_than_the_target_gets_the_note_of_the_command_line(line: str) -> None:
+    notes = [
+        [note for note in result.err.splitlines() if "policy target" in note]
+        for result in (
+            chat(flags=("--policy", "arbitrage", "--tau", "0"), models=BUILT_IN),
+            chat(line, "/policy target", flags=("--policy", "arbitrage"), models=BUILT_IN),
+        )
+    ]
+    assert notes[0] == notes[1]
+    assert len(notes[0]) == 1
+
+
 def test_a_refusal_of_a_server_does_not_end_the_chat() -> None:
     server, refusal = ChatServer(Api(names_stop=True)), Answer([{"error": "input was flagged"}], 401)
     server.faults = lambda: refusal if "a bad question" in str(server.bodies[-1]) else None

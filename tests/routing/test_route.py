@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_tuning import pair_costs
+from made_up_tuning import pair_costs, unit_costs
 from small_routers import CHEAP_DRAFT, make_table, write_router
 
 from arbitrage_cli.costs.pair import PairCosts
@@ -128,6 +128,31 @@ def test_a_warning_says_how_many_draft_tokens_must_be_kept(costs: PairCosts, pol
     _, warning = route_or_target_alone(route, available, is_default=False)
     assert (warning is None) is (needed is None)
     assert needed is None or needed in str(warning)
+
+
+QUARTER = unit_costs(0.25 * QWEN.target.decode)
+HALF = unit_costs(0.5 * QWEN.target.decode)  # a draft token costs slightly more
+
+
+@pytest.mark.parametrize(
+    ("costs", "has_checker", "check", "is_slower"),
+    [
+        (QWEN, False, None, True),  # three draft solutions
+        (BUILT_IN, False, None, False),
+        (QWEN, True, HALF, True),
+        (QWEN, True, QUARTER, False),
+        (QWEN, True, None, False),  # unknown
+        (replace(QWEN, concurrency=8), True, HALF, False),  # unknown, because models write in batches
+        (None, True, HALF, False),
+    ],
+)
+def test_a_warning_says_that_the_compared_solutions_cost_more_than_the_target(
+    costs: PairCosts | None, check: UnitCosts | None, *, has_checker: bool, is_slower: bool
+) -> None:
+    available = AvailableRouter(None, None, costs=costs, has_checker=has_checker, check=check)
+    _, warning = route_or_target_alone(make_route(POLICIES["agree"], None, available), available, is_default=False)
+    assert (warning is not None) is is_slower
+    assert not is_slower or ("3 draft solutions" in str(warning)) is not has_checker
 
 
 def test_relaxed_acceptance_takes_the_time_that_its_planner_expects() -> None:

@@ -57,7 +57,7 @@ def keep_built_in() -> None:
     machine = machine_here()
     made = [
         make_tuned(machine, sha256_of(find_files(f"builtin:{role}")), 1, unit_costs(decode, 2.9, 8.2, decode / 3))
-        for role, decode in (("draft", 1.4e-5), ("target", 1.9e-4))
+        for role, decode in (("draft", 1.4e-5), ("target", 1.9e-4), ("thinking-draft", 1.4e-5))
     ]
     chosen = [replace(one, loading=Loading(threads=count), threads=count) for one in made for count in (1, 2)]
     keep_tuned(tuned_file(), [*made, *chosen])
