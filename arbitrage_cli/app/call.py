@@ -149,18 +149,26 @@ class Solution:
         trace, row = finished.trace, SolutionRow.of(finished, run)
         work = tally_of(finished)
         escalated = sum(decision.choice == "escalate" for decision in trace.decisions)
+        usage = Usage(
+            draft=work.draft_cost,
+            target=work.target_cost,
+            reward=work.reward_cost,
+            accepted_steps=work.accepted_steps,
+            escalated_steps=escalated,
+            check=work.check_cost,
+        )
         return cls(
-            trace.problem,
-            row.answer,
-            trace.text,
-            trace.thoughts,
-            tuple(trace.decisions),
-            trace.check,
-            Usage(work.draft_cost, work.target_cost, work.reward_cost, work.accepted_steps, escalated, work.check_cost),
-            work.seconds,
-            trace.stop,
-            finished.error,
-            row,
+            problem=trace.problem,
+            answer=row.answer,
+            text=trace.text,
+            thinking=trace.thoughts,
+            steps=tuple(trace.decisions),
+            check=trace.check,
+            usage=usage,
+            seconds=work.seconds,
+            stop=trace.stop,
+            error=finished.error,
+            _row=row,
         )
 
     def __repr__(self) -> str:

@@ -164,15 +164,21 @@ def _models_for(request: Request, policies: Sequence[Policy], facts: RequestFact
 
 
 def sampler_of(options: Options) -> Sampler:
-    return Sampler(options.temperature, options.top_p, options.seed, options.top_k, options.min_p)
+    return Sampler(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        top_k=options.top_k,
+        min_p=options.min_p,
+    )
 
 
 def limits_of(options: Options, think_tokens: int | None) -> Limits:
     return Limits(
-        options.max_steps,
-        options.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
-        options.max_step_tokens,
-        think_tokens,
+        max_steps=options.max_steps,
+        max_tokens=options.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
+        max_step_tokens=options.max_step_tokens,
+        think_tokens=think_tokens,
         is_thinking_chosen=options.think is not None,
     )
 

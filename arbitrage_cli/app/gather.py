@@ -3,6 +3,7 @@
 Missing files are downloaded, and missing token costs are measured.
 """
 
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -233,9 +234,8 @@ def measure_missing(
     is_needed = request.compares or any(depends_on_costs)
     if not is_needed or not {"draft", "target"} <= paths.keys() or known.keys() == paths.keys():
         return known
-    display.tell(
-        f"measuring the token costs of these models on this machine, which takes up to {limit or PROBE_SECONDS:.0f} s"
-    )
+    seconds = math.ceil(limit or PROBE_SECONDS)
+    display.tell(f"measuring the token costs of these models on this machine, which takes up to {seconds} s")
     measured = measure_and_keep(paths, load, display.loading, display.note, limit)
     return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
 

@@ -165,11 +165,11 @@ def _absolute(source: str) -> str:
 
 def load_options_of(options: Options, pair: PairEntry | None) -> LoadOptions:
     return LoadOptions(
-        pair.ctx if pair and options.ctx is None else options.ctx,
-        options.threads,
-        options.gpu_layers,
-        options.flash_attention,
-        options.kv_type,
+        context_size=pair.ctx if pair and options.ctx is None else options.ctx,
+        threads=options.threads,
+        gpu_layers=options.gpu_layers,
+        flash_attention=options.flash_attention,
+        kv_type=options.kv_type,
         template_variables=dict(pair.chat_template_kwargs or {}) if pair else {},
     )
 
@@ -246,11 +246,11 @@ def served_sources(sources: Sources, entries: ByRole[ModelEntry], load: LoadOpti
     return {
         role: ServedSource(
             address,
-            keys.get(role),
-            templates.get(role),
-            load.template_variables,
-            load.context_size,
-            continuation if role == "target" else None,
+            key=keys.get(role),
+            template=templates.get(role),
+            template_variables=load.template_variables,
+            context_size=load.context_size,
+            continuation=continuation if role == "target" else None,
         )
         for role, address in addresses.items()
     }

@@ -86,13 +86,13 @@ class OpenModels:
         self.by_role = {role: self.by_role[role] for role in sources if role in self.by_role}
         self.check_token_ids(policies)
         self.writing = WriterOptions(
-            decided.settings.sampler,
-            self._plan.style,
-            "prefix" if self._plan.use == "run" else "conversation",
-            len(decided.routes) == 1,
-            decided.unit_costs,
-            self._plan.task.may_be_complete,
-            sparing(clock_for(model.card for model in self.by_role.values())),
+            sampler=decided.settings.sampler,
+            style=self._plan.style,
+            keep="prefix" if self._plan.use == "run" else "conversation",
+            shares_prompts=len(decided.routes) == 1,
+            unit_costs=decided.unit_costs,
+            may_be_complete=self._plan.task.may_be_complete,
+            clock=sparing(clock_for(model.card for model in self.by_role.values())),
         )
         self.writers = Writers(self.by_role, self.writing)
 

@@ -80,8 +80,12 @@ class Options:
         """The explicit options as command-line arguments."""
         parts: list[str] = []
         for name in (field.name for field in fields(self) if field.name in self.explicit):
-            value, flag = getattr(self, name), name.replace("_", "-")
-            parts += [f"--{flag}"] if value is True else [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+            value = getattr(self, name)
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                parts.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                parts += [f"--{flag}", str(value)]
         return parts
 
     def with_values(self, values: Fields) -> "Options":

@@ -52,11 +52,11 @@ def preview(plan: Plan, selected: Selection, path: Path, samples: int) -> Previe
     seconds = [expected[attempt.route.label] for attempt in todo]
     return Preview(
         plan,
-        len(attempts),
-        len(todo),
-        plan.began is not None,
-        sum(one for one in seconds if one is not None),
-        [label for label, one in expected.items() if one is None],
+        num_attempts=len(attempts),
+        num_todo=len(todo),
+        is_resumed=plan.began is not None,
+        seconds=sum(one for one in seconds if one is not None),
+        unknown=[label for label, one in expected.items() if one is None],
     )
 
 

@@ -160,8 +160,19 @@ def ask(
         offered = selectable(has_router=named.has_router, is_local=not named.served, compares_answers=compares_answers)
         refuse_in_conversation(route[0], offered)
     is_default = (routing.policy, routing.tau, routing.early_stop, options.router) == (None, None, None, None)
-    return _request(
-        options, task, named, [route], concurrency, typed, use=use, is_default=is_default, others=others, began=began
+    return _checked(
+        Request(
+            options,
+            task,
+            named,
+            [route],
+            options.concurrency or concurrency,
+            use=use,
+            is_default=is_default,
+            typed=typed,
+            others=others,
+            began=began,
+        )
     )
 
 
@@ -233,8 +244,20 @@ def ask_to_compare(
     else:
         parsed = parse_routes(default(named, options, task) if options.policy is None else options.policy)
         refuse_useless([policy for policy, _ in parsed], options.explicit, task, reward)
-    return _request(
-        options, task, named, parsed, 1, typed, compares=True, advises=advises, reward=reward, others=others, began=began
+    return _checked(
+        Request(
+            options,
+            task,
+            named,
+            parsed,
+            options.concurrency or 1,
+            compares=True,
+            advises=advises,
+            reward=reward,
+            typed=typed,
+            others=others,
+            began=began,
+        )
     )
 
 
@@ -248,7 +271,10 @@ def ask_to_collect(
         refuse(options.explicit, "prm", "is not used with --reward rollout", "omit this option, or use --reward prm")
     oracle = (POLICIES["oracle"], None)
     named = _models_of(options, task, began, typed, reward)
-    return _request(options, task, named, [oracle], 8, typed, reward=reward, others=others, began=began)
+    concurrency = options.concurrency or 8
+    return _checked(
+        Request(options, task, named, [oracle], concurrency, reward=reward, typed=typed, others=others, began=began)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,25 +363,14 @@ def _roles_of_run(options: Options, run: Run, typed: frozenset[str], reward: Rew
     return [role for role in (*WRITING, "prm", "check") if role in needed]
 
 
-def _request(
-    options: Options,
-    task: Task,
-    named: NamedModels,
-    routes: Sequence[ParsedRoute],
-    concurrency: int,
-    typed: frozenset[str],
-    **more: Any,
-) -> Request:
-    """Return a request whose concurrency is that of the options or this default.
+def _checked(request: Request) -> Request:
+    """Return the request, with the early stops that its models support.
 
     Raises UsageError if a model is missing or a tau is invalid.
     """
-    policies = [policy for policy, _ in routes]
-    refuse_sampling(policies, options.temperature)
-    early_stop = named.early_stop(options.early_stop, policies)
-    request = Request(
-        options, task, named, routes, options.concurrency or concurrency, early_stop=early_stop, typed=typed, **more
-    )
+    options, named = request.options, request.named
+    refuse_sampling(request.asked, options.temperature)
+    early_stop = named.early_stop(options.early_stop, request.asked)
     request.models_for(request.asked)
     if not named.served:
         check_concurrency(request.concurrency)
@@ -363,9 +378,9 @@ def _request(
         available = AvailableRouter(None, None)
         if router := named.router or (NamedRouter.of(UNIVERSAL_ROUTER) if named.finds_router else None):
             available = AvailableRouter(router.router, router.source)
-        for policy, tau in routes:
+        for policy, tau in request.policies:
             resolve_tau(policy, tau, available)
-    return request
+    return replace(request, early_stop=early_stop)
 
 
 def with_pairs_routing(options: Options, named: NamedModels) -> Options:

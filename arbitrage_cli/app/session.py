@@ -144,6 +144,7 @@ class Session:
     ) -> RunInfo:
         chosen = route or self.route
         writing = {role: model for role, model in self.models.by_role.items() if role in chosen.policy.models}
+        has_built_in = any(is_built_in(self.decided.names[role]) for role in writing)
         return RunInfo(
             chosen,
             thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
@@ -154,9 +155,7 @@ class Session:
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,
-            is_known=is_exercise
-            if any(is_built_in(self.decided.names[role]) for role in writing)
-            else lambda question: True,
+            is_known=is_exercise if has_built_in else lambda question: True,
             bill=self.decided.bill,
         )
 

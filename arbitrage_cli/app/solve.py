@@ -147,13 +147,13 @@ class Solutions(AbstractContextManager["Solutions"]):
             return SolutionRow.of(finished, info)
 
         loop = Loop(
-            lambda one: session.models.scheduler(one.route),
-            lambda one, trace: flow(trace),
-            session.limits,
-            row,
-            self._display,
-            self._folder,
-            session.conditions,
+            scheduler=lambda one: session.models.scheduler(one.route),
+            flow=lambda one, trace: flow(trace),
+            limits=session.limits,
+            row=row,
+            display=self._display,
+            store=self._folder,
+            conditions=session.conditions,
             kept=self._count,
             is_ready=self._problems.is_ready,
         )

@@ -80,16 +80,16 @@ class StoredRun(ABC):
         self.run = with_loaded(self.run, session)
         self.folder.save_run(self.run)
         return Loop(
-            scheduler,
-            flow,
-            session.limits,
-            row,
-            session.display,
-            self.folder,
-            session.conditions,
-            settings.sampler,
-            self.count,
-            self._counts,
+            scheduler=scheduler,
+            flow=flow,
+            limits=session.limits,
+            row=row,
+            display=session.display,
+            store=self.folder,
+            conditions=session.conditions,
+            sampler=settings.sampler,
+            kept=self.count,
+            counts=self._counts,
             timer=session.models.writing.clock,
         )
 

@@ -119,14 +119,14 @@ def measure_and_keep(
     created = formatting.timestamp()
     models = {
         role: Tuned(
-            machine_here(),
-            sha256_seen(local_files(path)),
-            loading_of(load),
-            cards[role].name,
-            cards[role].threads,
-            probes[role].costs,
-            created,
-            role in disturbed,
+            machine=machine_here(),
+            sha256=sha256_seen(local_files(path)),
+            loading=loading_of(load),
+            name=cards[role].name,
+            threads=cards[role].threads,
+            costs=probes[role].costs,
+            created=created,
+            is_disturbed=role in disturbed,
         )
         for role, path in paths.items()
     }
