@@ -122,7 +122,7 @@ def measure_and_keep(
             machine=machine_here(),
             sha256=sha256_seen(local_files(path)),
             loading=loading_of(load),
-            name=cards[role].name,
+            name=names[role],
             threads=cards[role].threads,
             costs=probes[role].costs,
             created=created,

@@ -1,5 +1,6 @@
 """`advise --costs`, and how the other commands use the measured costs and threads."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ def test_one_model_is_measured_alone_as_json(home: Home) -> None:
     options = ("--target", "builtin:target", "--ctx", "128", "--config", "own.toml", "--json", "-q")
     result = home.run("advise", "--costs", *options)
     assert (result.err, [*result.record], result.record["target"]["costs"]["batches"][0] > 0) == ("", ["target"], True)
+
+
+def test_costs_are_kept_under_the_name_of_the_file(home: Home) -> None:
+    shutil.copy(find_files("builtin:target")[0], home.folder / "mine-Q8_0.gguf")
+    assert home.run("advise", "--costs", "--target", "mine-Q8_0.gguf", "--ctx", "128", "--threads", "1", "-q").code == 0
+    assert [one.name for one in read_cache(home.file).tuned] == ["mine-Q8_0.gguf"]
 
 
 def test_models_without_files_need_no_llama_cpp(home: Home) -> None:
