@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from arbitrage_cli.app.loop import Attempt, Stopwatch
@@ -81,38 +82,42 @@ class BenchRun(StoredRun):
 
     def measure(self, attempts: Iterable[Attempt], is_kept: Callable[[AttemptRow], bool] = lambda row: True) -> None:
         """Make attempts of `todo`. The rows that are not kept count as not made."""
-        session, task = self.session, self.session.task
-        by_rollouts = session.decided.settings.reward == "rollout"
-        with task.open_grader() as grader:
+        session = self.session
 
-            def flow(attempt: Attempt, trace: Trace) -> Flow:
-                made = session.flow(attempt.route, attempt.sample)(trace)
-                if not (by_rollouts and attempt.route.policy.reward == "any"):
-                    return made
-                return with_rollouts(made, Continuations(lambda text: is_correct(grader, text, attempt.item.gold)))
+        def row(attempt: Attempt, finished: Finished, timing: Stopwatch) -> AttemptRow | None:
+            if isinstance(finished.error, InterruptedRunError):
+                return None
+            made = self._row(grader, attempt, finished, timing)
+            return made if is_kept(made) else None
 
-            def row(attempt: Attempt, finished: Finished, timing: Stopwatch) -> AttemptRow | None:
-                if isinstance(finished.error, InterruptedRunError):
-                    return None
-                if session.concurrency > 1:  # the time of the program is that of several problems
-                    timing.program_seconds = None
-                gold = self._ungraded.get((attempt.id, attempt.sample))
-                made = row_of(
-                    attempt,
-                    finished,
-                    timing,
-                    grader.grade,
-                    task.find_answer,
-                    lambda text: None if gold is None else task.same_answer(grader, text, gold),
-                )
-                return made if is_kept(made) else None
-
+        with session.task.open_grader() as grader:
             session.load()
             for attempt in self.todo:  # the writers and the rater are not made while time is measured
                 session.models.scheduler(attempt.route)
             session.models.read_shared(Problem("", "", thinks=session.limits.thinks))
-            for _ in self.loop(lambda one: session.models.scheduler(one.route), flow, row).run(attempts):
+            loop = self.loop(lambda one: session.models.scheduler(one.route), partial(self._flow, grader), row)
+            for _ in loop.run(attempts):
                 pass
+
+    def _flow(self, grader: Grader, attempt: Attempt, trace: Trace) -> Flow:
+        made = self.session.flow(attempt.route, attempt.sample)(trace)
+        if attempt.route.policy.reward != "any" or self.session.decided.settings.reward != "rollout":
+            return made
+        return with_rollouts(made, Continuations(lambda text: is_correct(grader, text, attempt.item.gold)))
+
+    def _row(self, grader: Grader, attempt: Attempt, finished: Finished, timing: Stopwatch) -> AttemptRow:
+        task = self.session.task
+        if self.session.concurrency > 1:  # the time of the program is that of several problems
+            timing.program_seconds = None
+        answer = self._ungraded.get((attempt.id, attempt.sample))
+        return row_of(
+            attempt,
+            finished,
+            timing,
+            grader.grade,
+            task.find_answer,
+            lambda text: None if answer is None else task.same_answer(grader, text, answer),
+        )
 
     def compare_earlier(self) -> None:
         """Compare the answers that were stored before the target's answers to the same problems. All rows are replaced at once."""

@@ -302,28 +302,36 @@ def ask_for_run(
     If the folder has a run, the request continues it: the run is found before problems are drawn or models are found. Raises
     the same errors as `ask`, `restored` and `permitted`.
     """
-    is_bench, path, typed = kind == BENCH, run.output_folder, options.explicit
-    if path is None:
-        concurrency = options.concurrency if is_bench and options.concurrency else 1
-        prefix = "" if is_bench else "collect-"
-        path = default_folder(problems.dataset, names_of(options), prefix=prefix, concurrency=concurrency)
+    path = run.output_folder or _folder_of(kind, problems, options)
     earlier = None if run.fresh else begun_run(path, kind)
-    kept, run = restored(problems, typed, earlier), restored(run, typed, earlier)
-    if problems.ids and "limit" in typed:
-        raise UsageError("cannot be combined with --limit", "use one of the two options", option="ids")
-    if "limit" in typed:
-        kept = replace(kept, ids=None)
+    run = restored(run, options.explicit, earlier)
+    kept = _restored_problems(problems, options.explicit, earlier)
     offline = options.offline or kept.dataset != problems.dataset  # a run chooses no download
-    problems, found = kept, restored_options(options, earlier)
-    selected = select_problems(problems, seed=found.seed, offline=offline, needs_answers=is_bench)
+    found = restored_options(options, earlier)
+    selected = select_problems(kept, seed=found.seed, offline=offline, needs_answers=kind == BENCH)
     task = find_task(found.task or selected.dataset.task)
     if runs_programs:
         task = permitted(task, problems.run_code)
     began = Begun(earlier, path, fetching(options, display)) if earlier else None
-    request = ask(options, task, run.reward, began, others=(problems, run))
+    request = ask(options, task, run.reward, began, others=(kept, run))
     samples = getattr(run, "samples", 1)
     refuse_sampling(request.asked, request.options.temperature, samples)
     return AskedRun(request, selected, path, samples)
+
+
+def _folder_of(kind: Kind, problems: ProblemOptions, options: Options) -> Path:
+    """Return the default folder of a run. Concurrent problems have another one, because their times differ."""
+    if kind == BENCH:
+        return default_folder(problems.dataset, names_of(options), concurrency=options.concurrency or 1)
+    return default_folder(problems.dataset, names_of(options), prefix="collect-")
+
+
+def _restored_problems(problems: ProblemOptions, typed: frozenset[str], began: Run | None) -> ProblemOptions:
+    """Return the problems as `restored` does. A limit that was typed takes the place of the run's ids."""
+    if problems.ids and "limit" in typed:
+        raise UsageError("cannot be combined with --limit", "use one of the two options", option="ids")
+    kept = restored(problems, typed, began)
+    return replace(kept, ids=None) if "limit" in typed else kept
 
 
 def fetching(options: Options, display: Display | None) -> Callable[[str], object]:

@@ -280,8 +280,12 @@ class Scheduler:
         except ProblemError as error:
             yield self._finish(flight, error)
             return
-        requests = [one for one in (request if isinstance(request, tuple) else [request]) if isinstance(one, WriteStep)]
-        self._stop_others(flight, [one.model for one in requests])
+        writing: Sequence[WriteStep] = ()
+        if isinstance(request, WriteStep):
+            writing = [request]
+        elif isinstance(request, tuple):
+            writing = request
+        self._stop_others(flight, [one.model for one in writing])
         if (check := flight.trace.check) and not earlier:
             yield Checked(flight.trace, check)
         for decision in flight.trace.decisions[flight.num_reported :]:
@@ -292,16 +296,19 @@ class Scheduler:
             return
         try:
             if isinstance(request, RateSteps):
-                if self._rater is None:
-                    raise ValueError("the policy requests rewards, but there is no rater")
-                self._rater.start(flight.slot, request)
-                flight.waits_for_rewards = True
+                self._rate(flight, request)
             elif isinstance(request, CompareAnswers):
                 self._comparer.start(flight.slot, request)
             else:
-                yield from self._start(flight, requests)
+                yield from self._write(flight, writing)
         except ProblemError as error:
             yield self._finish(flight, error)
+
+    def _rate(self, flight: _InFlight, request: RateSteps) -> None:
+        if self._rater is None:
+            raise ValueError("the policy requests rewards, but there is no rater")
+        self._rater.start(flight.slot, request)
+        flight.waits_for_rewards = True
 
     def _stop_others(self, flight: _InFlight, wanted: Collection[ModelRole]) -> None:
         """Stop the models whose steps are no longer awaited. Policy `agree` discards these unfinished steps."""
@@ -309,7 +316,7 @@ class Scheduler:
         if flight.trace.check and stopped:
             flight.trace.check = replace(flight.trace.check, discarded=[*flight.trace.check.discarded, *stopped])
 
-    def _start(self, flight: _InFlight, requests: Sequence[WriteStep]) -> Iterator[Event]:
+    def _write(self, flight: _InFlight, requests: Sequence[WriteStep]) -> Iterator[Event]:
         """Start the steps of models that are not writing."""
         writing = flight.awaited
         flight.awaited = [request.model for request in requests]
