@@ -164,7 +164,7 @@ def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) ->
 def test_serve_keeps_slots_for_others_while_a_server_is_silent() -> None:
     """Three of five slots may wait for it. After three failures, the other requests for it fail at once."""
     faulty = Faulty("vllm", "completions", "")
-    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"SERVING_SECONDS": 3.0, "BREAK_SECONDS": 1000.0}))
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"CHUNK_SECONDS": 3.0, "BREAK_SECONDS": 1000.0}))
     options = ("--draft", "scripted:draft", "--concurrency", "5")
     with (
         on_loopback(faulty.server) as address,

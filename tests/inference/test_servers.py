@@ -3,8 +3,10 @@
 import contextlib
 import gc
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -13,6 +15,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from cli import TIMEOUT
 from fake_server import KINDS, REFUSED, SILENT, Answer, Body, HashServer, Kind, on_loopback, opened_model, storm
 from hash_language import SHORT, HashBackend, events_of, finished_of, solve, texts
 from hurry import module_of
@@ -35,7 +38,7 @@ from arbitrage_cli.inference.scheduler import MAX_REFUSED, Job, Refusals, Schedu
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import PROBE_TOKENS, Controls, ServedModel, open_served
-from arbitrage_cli.inference.servers.patience import MAX_FAILED, MAX_SERVING_TRIES, ServePatience
+from arbitrage_cli.inference.servers.patience import CHUNK_SECONDS, MAX_FAILED, MAX_SERVING_TRIES, ServePatience
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.rewards import Continuations
@@ -689,11 +692,11 @@ def test_a_server_that_stays_away_ends_the_run(fault: Answer, monkeypatch: pytes
 # --- the patience of `serve`
 
 
-def asked_by_serve(server: HashServer, *faults: Answer | None) -> list[ArbitrageError | None]:
+def asked_by_serve(server: HashServer, *faults: Answer | None, base: str = "http://toy:1/v1") -> list[ArbitrageError | None]:
     """Ask for one problem after another, each of which meets its fault at every try. Return how each of them ended."""
     errors: list[ArbitrageError | None] = []
     server.faults = lambda: None
-    with opened_model(server, is_serving=True) as model:
+    with opened_model(server, is_serving=True, base=base) as model:
         writer = rendered("target", model)
         server.counts.clear()
         for fault in faults:
@@ -705,12 +708,39 @@ def asked_by_serve(server: HashServer, *faults: Answer | None) -> list[Arbitrage
 
 
 @pytest.mark.parametrize("fault", [Answer([], REFUSED), Answer([], SILENT), SILENT_LATER], ids=["gone", "silent", "stalls"])
-def test_serve_gives_up_a_server_that_is_unreachable_or_silent(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_limits(monkeypatch, SERVING_SECONDS=0.1)
+@pytest.mark.parametrize("base", ["http://toy:1/v1", "http://toy.example:1/v1"])
+def test_serve_gives_up_a_server_that_is_unreachable_or_silent(
+    fault: Answer, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_limits(monkeypatch, SERVING_SECONDS=0.1, CHUNK_SECONDS=0.1)
     began = time.monotonic()
-    (error,) = asked_by_serve(HashServer(), fault)
+    (error,) = asked_by_serve(HashServer(), fault, base=base)
     assert isinstance(error, ServerError)
     assert time.monotonic() - began < 10
+
+
+def test_serve_waits_for_an_own_server_that_reads_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program on a CPU sends nothing meanwhile. A cloud API sends comments."""
+    set_limits(monkeypatch, SERVING_SECONDS=0.05)
+    has_read = threading.Event()
+    server = HashServer()
+
+    def read_prompt() -> None:
+        assert has_read.wait(TIMEOUT)
+
+    with (
+        on_loopback(server) as address,
+        contextlib.closing(Connection(is_serving=True)) as connection,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        writer = rendered("target", open_served(connection, ServedSource(Address.parse(address))))
+        server.faults = read_prompt
+        began = time.monotonic()
+        solving = pool.submit(solve, {"target": writer}, PROBLEMS[:1], "target")
+        awaited(lambda: time.monotonic() > began + 0.5)
+        has_read.set()
+        assert texts(solving.result()) == texts(solve(here(), PROBLEMS[:1], "target"))
+    assert [ServePatience("server", is_private=private).silence for private in (True, False)] == [CHUNK_SECONDS, 0.05]
 
 
 @pytest.mark.parametrize(("status", "wait"), [(429, "120"), (503, "0.5"), (503, "")])
@@ -739,7 +769,7 @@ def test_one_request_tries_whether_a_server_works_again(monkeypatch: pytest.Monk
     set_limits(monkeypatch, BREAK_SECONDS=0.0)
     errors = asked_by_serve(HashServer(), *[failed] * 4, works, failed, works)
     assert [bool(error) for error in errors] == [True] * 4 + [False, True, False]
-    patience = ServePatience("server", num_failed=MAX_FAILED)
+    patience = ServePatience("server", is_private=False, num_failed=MAX_FAILED)
     set_limits(monkeypatch, BREAK_SECONDS=1000.0)
     patience.check()
     with pytest.raises(ServerError):

@@ -137,7 +137,9 @@ class Server:
 
     def __post_init__(self) -> None:
         self._probing = RunPatience(self.name)
-        self._patience: Patience = ServePatience(self.name) if self.connection.is_serving else self._probing
+        self._patience: Patience = self._probing
+        if self.connection.is_serving:
+            self._patience = ServePatience(self.name, self.address.is_private)
 
     @property
     def name(self) -> str:
@@ -201,8 +203,8 @@ class Server:
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             reason = f"is unreachable ({str(error) or type(error).__name__})"
             raise RetryableError(reason, is_down=True, waited=time.monotonic() - began) from None
-        except httpx2.TimeoutException as error:
-            raise RetryableError(f"timed out ({type(error).__name__})", is_down=True, status=TIMEOUT) from None
+        except httpx2.TimeoutException:
+            raise RetryableError(f"sent nothing for {silence:g} s", is_down=True, status=TIMEOUT) from None
         except httpx2.RequestError as error:
             raise RetryableError(f"interrupted a response ({self.shown(error) or type(error).__name__})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:

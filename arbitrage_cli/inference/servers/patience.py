@@ -19,7 +19,7 @@ MAX_DELAY = 30.0
 CHUNK_SECONDS = 120.0  # timeout between two chunks of a response, including the prefill of a long prompt
 GONE_SECONDS = 300.0  # of uninterrupted failures, after which a run stops
 NOTE_SECONDS = 10.0  # shorter pauses are not reported
-SERVING_SECONDS = 10.0  # in which a server must respond to `serve`, and then continue its response
+SERVING_SECONDS = 10.0  # in which `serve` must reach a server, and a cloud API must respond and continue its response
 MAX_SERVING_TRIES = 3
 MAX_SERVING_DELAY = 1.0
 MAX_FAILED = 3  # requests to `serve` in a row that a server may fail
@@ -152,19 +152,21 @@ class RunPatience:
 
 @dataclass
 class ServePatience:
-    """The patience of `serve`. A server that is unreachable or silent for `SERVING_SECONDS` fails the request.
+    """The patience of `serve`. A server that is unreachable for `SERVING_SECONDS`, or silent for `silence`, fails the request.
 
-    After `MAX_FAILED` failed requests in a row, the server is not asked for `BREAK_SECONDS`. Then, one request tries it, and
-    all others keep failing until this request ends. An overloaded server fails only the request, and at once.
+    A server on this machine or in a private network may be silent while it computes. Cloud APIs then send comments.
+    After `MAX_FAILED` failed requests in a row, the server is not asked for `BREAK_SECONDS`. Then, one request every
+    `BREAK_SECONDS` tries it, and all others keep failing until a try succeeds. An overloaded server fails only the request, and at once.
     """
 
     server: str
+    is_private: bool
     num_failed: int = 0
     refuses_until: float = 0.0
 
     @property
     def silence(self) -> float:
-        return SERVING_SECONDS
+        return CHUNK_SECONDS if self.is_private else SERVING_SECONDS
 
     def check(self) -> None:
         if self.num_failed < MAX_FAILED:
@@ -184,8 +186,7 @@ class ServePatience:
         if has_waited or tries.num_counted >= MAX_SERVING_TRIES:
             self.num_failed += 1
             self.refuses_until = time.monotonic() + BREAK_SECONDS
-            hint = f"check that it is running, and that it responds within {SERVING_SECONDS:g} s"
-            raise ServerError(f"{self.server} {failure}", hint)
+            raise ServerError(f"{self.server} {failure}", "check that it is running and not overloaded")
         return delay
 
     def note_response(self) -> None:
