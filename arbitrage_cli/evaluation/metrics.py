@@ -260,7 +260,7 @@ def _notes(
             f"The run is incomplete: {formatting.count(missing, 'attempt')} missing. Accuracy covers only the attempts made, "
             "so policies may be compared on different problems."
         )
-    if not has_target:
+    if not has_target and any(policy.results for policy in policies):
         yield "Speed-ups and differences are unavailable, because the run has no results for the target policy."
     uncounted = [one.route.label for one in made if one.price is None and one.seconds_mean and one.seconds_mean.denominator]
     if has_prices and uncounted:

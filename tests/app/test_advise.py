@@ -171,6 +171,7 @@ def test_a_pair_that_cannot_pay_gets_a_verdict_without_a_problem(home: Path) -> 
     assert not shown.results
     contents = read_run_folder(Path("run"))
     assert figures(contents.run, contents.results) == made.figures
+    assert made.figures.notes == ()
 
 
 def test_policies_that_cannot_pay_are_not_tried(attempts: Pretend) -> None:
