@@ -1,8 +1,9 @@
 """Names, finds, downloads and verifies files of models and data sets on the Hugging Face Hub.
 
 huggingface_hub downloads the files, rejects unsafe file names and manages the cache that all programs share. If a connection
-breaks, it continues the file. If the command ends, the next command downloads the file from the beginning. It checks only the
-size of a file; this module also checks the sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE are
+breaks, it continues the file. If the command ends, the next command downloads the file from the beginning, under another
+name, and this module removes what a killed command left. huggingface_hub checks only the size of a file; this module also
+checks the sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE are
 honored. huggingface_hub is imported inside functions, because importing it is slow.
 """
 
@@ -11,6 +12,7 @@ import ipaddress
 import logging
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -23,6 +25,7 @@ from arbitrage_cli.types import frozen
 log = logging.getLogger("arbitrage.models")
 
 DEFAULT_QUANT = "Q4_K_M"
+LEFT_SECONDS = 60.0  # without a change, after which no program is writing a file any more
 
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _NAME = re.compile(rf"(?P<repo>{_REPO})(?::(?P<selector>[^:@]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -167,6 +170,7 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
         with _hub_errors(name):
             paths = tuple(_download(name, file, on_progress) for file in _published(name))
         for path in paths:
+            _remove_unfinished(path)
             if published_sha256(path) is None:
                 log.warning("the Hub publishes no sha256 of %s, so only its size was checked", path.name)
     for path in paths:
@@ -189,11 +193,27 @@ def _check(path: Path, on_progress: OnProgress) -> None:
     """Compare a file's sha256 with the published one, if there is one. If they differ, remove the file from the cache."""
     if published_sha256(path) in (None, known_sha256([path], on_progress)):
         return
-    blob = path.parent / path.readlink()
-    if Path(os.path.realpath(blob.parent)).is_relative_to(cache_folder()):  # a link may lead to a user's own file
+    if blob := _blob_of(path):
         blob.unlink(missing_ok=True)
     hint = "download the file again; if the error persists, check the proxy, the mirror and the disk"
     raise ModelFileError(f"{path}: the sha256 differs from the published one", hint)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what killed commands left of a file that is complete now."""
+    if blob := _blob_of(path):
+        for left in blob.parent.glob(f"{blob.name}.*.incomplete"):
+            with contextlib.suppress(OSError):  # another command may remove it, too
+                if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                    left.unlink()
+
+
+def _blob_of(path: Path) -> Path | None:
+    """Return the file in the cache to which a path leads, or None if there is no link, or it leads to a user's own file."""
+    if not path.is_symlink():
+        return None
+    blob = path.parent / path.readlink()
+    return blob if Path(os.path.realpath(blob.parent)).is_relative_to(cache_folder()) else None
 
 
 def commit_of(name: HubName, path: Path) -> str:

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_killed_pull_downloads_the_file_again(pair: HubFixture, tiny: Mapping[st
     again = pair.run("models", "pull", DRAFT, "-q")
     assert Path(again.out.strip()).read_bytes() == tiny["draft"].read_bytes()
     assert len(pair.hub.downloads()) == 2
+
+
+def test_pull_removes_what_a_killed_pull_left(pair: HubFixture) -> None:
+    """Unless it was written just now, or belongs to another file."""
+    blob = Path(pair.run("models", "pull", DRAFT, "-q").out.strip()).resolve()
+    an_hour_ago = time.time() - 3600
+    old, new, other = (blob.with_name(f"{name}.incomplete") for name in (f"{blob.name}.0a1b2c3d", f"{blob.name}.1", "ff.2"))
+    for path in (old, new, other):
+        path.write_bytes(b"GGUF")
+    for path in (old, other):
+        os.utime(path, (an_hour_ago, an_hour_ago))
+    assert pair.run("models", "pull", DRAFT, "-q").code == 0
+    assert sorted(blob.parent.iterdir()) == sorted([blob, new, other])
 
 
 @pytest.mark.slow
