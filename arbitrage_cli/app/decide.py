@@ -333,7 +333,7 @@ def _warnings(
     addresses = [named.served[role].address for role in models if role in named.served]
     for host in dict.fromkeys(address.host for address in addresses if address.is_exposed):
         yield f"{host}: problems are sent unencrypted (http); use https"
-    if available.is_universal and any(policy.needs_router for policy in policies):
+    if available.is_universal and named.router is None and any(policy.needs_router for policy in policies):
         yield UNIVERSAL
     checker, draft, target = (models[role].setup if role in models else None for role in ("check", *WRITING))
     if checker and draft and (checker.name, checker.sha256) == (draft.name, draft.sha256):

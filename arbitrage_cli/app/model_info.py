@@ -136,13 +136,15 @@ def describe_router(source: str) -> Json:
 
 def describe_models(names: Sequence[str]) -> Json:
     """Describe model files and the memory that they need. Raises ModelFileError if a GGUF file is missing or invalid."""
-    pair = user_pairs().named(names[0])
-    models = [
-        describe_model(source, pair) for source in dict.fromkeys(source for name in names for source in sources_of(name))
-    ]
-    sizes = [model["memory_bytes"] for model in models]
+    described: dict[str, Json] = {}
+    for name in names:
+        pair = user_pairs().named(name)
+        for source in sources_of(name):
+            if source not in described:
+                described[source] = describe_model(source, pair)
+    sizes = [model["memory_bytes"] for model in described.values()]
     return {
-        "models": models,
+        "models": [*described.values()],
         "memory_bytes": None if None in sizes else sum(filter(None, sizes)),
         "machine_bytes": total_memory(),
     }

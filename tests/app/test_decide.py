@@ -94,6 +94,13 @@ def test_a_price_without_one_of_the_target_is_not_used_and_noted(tmp_path: Path,
     assert (made.price, f"the price of the {name} " in note) == (None, True)
 
 
+@pytest.mark.parametrize(("router", "num_notes"), [(None, 1), ("builtin:universal", 0)])
+def test_the_universal_router_is_noted_unless_it_was_named(router: str | None, num_notes: int) -> None:
+    served = Options(draft="builtin:draft", target="http://127.0.0.1:1/v1")
+    made = single(models=served, policy="arbitrage", router=router)
+    assert sum("no router is set" in note for note in made.notes) == num_notes
+
+
 def test_a_tau_keeps_the_policy_of_the_pair(tmp_path: Path) -> None:
     add_pair(
         tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], name="mine", policy="logprob", tau="0.3")

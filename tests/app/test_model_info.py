@@ -4,12 +4,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli import pair_named_mine
 from commands import MATH, refused
 from made_up_tuning import FAST_READER, pretend
+from pairs_file import add_pair
 
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.model_info import describe_model, describe_models, describe_router, names_to_fetch, pair_bounds
@@ -19,6 +21,7 @@ from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.display.facts import bound_fact
 from arbitrage_cli.model_files.checksums import identify, known_sha256
 from arbitrage_cli.model_files.hub import HubName
+from arbitrage_cli.model_files.pairs import read_pairs
 
 HUB, SERVED = "user/Draft-GGUF", "http://127.0.0.1:9/v1"
 
@@ -55,6 +58,17 @@ def test_files_that_ship_are_known_by_their_sha256() -> None:
     assert [path.stem for path in files] == ["draft", "target", "thinking-draft"]  # the last one is the checker
     assert {(one.origin, one.is_damaged) for one in map(identify, files)} == {("shipped", False)}
     assert describe_router("builtin:universal")["origin"] == "shipped"
+
+
+def test_a_context_size_is_that_of_the_models_own_pair(
+    tiny: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], name="mine", ctx=128))
+    other = str(tiny["draft"])
+    sizes = {model["model"]: model["context_size"] for model in describe_models(["mine", other])["models"]}
+    assert sizes["builtin:draft"] == 128
+    assert sizes[other] == describe_model(other)["context_size"] != 128
 
 
 def test_a_bit_that_flips_after_the_first_use_is_damage(tiny: Mapping[str, Path], tmp_path: Path) -> None:
