@@ -240,7 +240,7 @@ def resolve_call(session: Session, given: CallOptions) -> PairCall:
     sampler = replace(session.decided.settings.sampler, **values)
     refuse_sampling([route.policy], sampler.temperature)
     if limits.thinks is False:
-        refuse_without_thinking(session.models.prompts())
+        refuse_without_thinking(session.models.prompts(route.policy.models))
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
     return PairCall(route, limits, sampler, options.system, session.flow(route, sampler=sampler), run)
 

@@ -6,7 +6,7 @@ A model runs in this process or on a server (`app.models`).
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -146,10 +146,11 @@ class OpenModels:
         if len(loaded) == len(WRITING) and any(backend_of(sources[role]) for role in loaded):
             refuse_other_vocabularies(asked, [model.vocabulary for model in loaded.values()])
 
-    def prompts(self) -> dict[str, ChatPrompt]:
-        """Return the prompts of the draft and the target, by name."""
+    def prompts(self, roles: Collection[ModelRole] = WRITING) -> dict[str, ChatPrompt]:
+        """Return the prompts of the draft and the target, as far as they have one of these roles, by name."""
         names = self._decided.names
-        return {names[role]: self.by_role[role].prompt(self._plan.style) for role in WRITING if role in self.by_role}
+        writing = [role for role in WRITING if role in roles and role in self.by_role]
+        return {names[role]: self.by_role[role].prompt(self._plan.style) for role in writing}
 
     def scheduler(self, route: Route | None = None, policy: Policy | None = None) -> Scheduler:
         """Return a scheduler for one route. If `route` is None, jobs may have different routes, and rewards as `policy` needs.

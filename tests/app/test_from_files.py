@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from altered_gguf import Entry, alter, entries
-from commands import MATH, typed
+from commands import MATH, refused, typed
 from gguf import GGUFValueType as Kind
 from pairs_file import add_pair
 
@@ -95,3 +95,11 @@ def test_settings_of_a_pair_are_not_used_for_other_models(
     usual = text(**both)
     assert [text(pair="mine", **models) == usual for models in ({}, both)] == [False, True]
     assert ask(Options(pair="mine", **both), MATH).system == MATH.instructions  # the pair is in a settings file
+
+
+def test_a_model_that_does_not_write_may_always_think(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    always = with_template(tiny["draft"], tmp_path / "always.gguf", "<think>\n" + ENDS)
+    with open_pair(always, str(tiny["target"]), think=True, max_tokens=8, threads=1, policy="target") as pair:
+        assert pair.solve("1 + 1", think=False).text
+        for policy in ("draft", "entropy"):
+            assert refused(pair.solve, "1 + 1", think=False, policy=policy).option == "think"
