@@ -27,6 +27,7 @@ from made_up_tuning import FAST_READER, pretend, unit_costs
 from tiny_gguf import write_draft, write_recurrent, write_target
 
 from arbitrage_cli import open_pair
+from arbitrage_cli.display.wording import difference
 from arbitrage_cli.errors import ContextFullError, UsageError
 from arbitrage_cli.inference.acceptance import Calibration
 from arbitrage_cli.inference.backend import Backend, LoadOptions
@@ -38,7 +39,7 @@ from arbitrage_cli.inference.speculation import Drafting, Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.runs.records import tally
-from arbitrage_cli.types import Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Difference, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(10)]
 ARITHMETIC = [Problem(str(number), f"Evaluate {number}*{100 - number}-{number * 3}.") for number in range(31, 79, 6)]
@@ -187,6 +188,14 @@ def test_rows_have_the_differences() -> None:
         assert [decision.kept.differences for decision in row.decisions] == live
         assert tally(row.decisions).kept_differences == sum(map(len, live))
         assert all(0 < one.score <= 3.0 and one.text != one.target_text for kept in live for one in kept)
+
+
+def test_a_difference_is_one_line_of_two_texts_that_differ() -> None:
+    shown = difference(Difference(0, ".\n", ".\n\n\x1b[2J", 0.25))
+    assert "\n" not in shown
+    assert "\x1b" not in shown
+    kept, _, own = shown.partition(" instead of ")
+    assert kept != own.partition(" (")[0]
 
 
 # --- in the commands

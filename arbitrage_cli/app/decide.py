@@ -30,6 +30,10 @@ NO_SPECULATION = (
     "speculation saves time only with one problem at a time (--concurrency 1); with several problems, it is hardly faster "
     "than the target alone"
 )
+RELAXED_ALONE = (
+    "policy relaxed drafts for one problem after another, so with several problems at once, it is probably slower than the "
+    "target alone; better: --concurrency 1"
+)
 CHOICE_LOSES = (
     "policy agree lost 2.4 points on published multiple-choice answers, because two models often agree on a wrong letter"
 )
@@ -345,5 +349,7 @@ def _warnings(
         yield f"the price of the {priced} is not used, because the pair's target has no price"
     if draft and target and 0 < (target.size or 0) < (draft.size or 0):
         yield "the draft's file is larger than the target's; --draft should be the fast model"
-    if request.concurrency > 1 and any(policy.speculates for policy in policies):
+    if request.concurrency > 1 and any(policy.speculates and not policy.shares_token_ids for policy in policies):
         yield NO_SPECULATION
+    if request.concurrency > 1 and any(policy.shares_token_ids for policy in policies):
+        yield RELAXED_ALONE

@@ -178,7 +178,7 @@ def size(step: Step) -> str:
 
 def difference(kept: Difference) -> str:
     """Return a kept difference, such as `"so" instead of "then" (0.31 nats)`."""
-    texts = (json.dumps(one_line(text), ensure_ascii=False) for text in (kept.text, kept.target_text))
+    texts = (json.dumps(safe(text), ensure_ascii=False) for text in (kept.text, kept.target_text))
     return "{} instead of {}".format(*texts) + f" ({formatting.number(kept.score)} nats)"
 
 

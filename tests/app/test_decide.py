@@ -428,3 +428,14 @@ def test_a_policy_that_saves_nothing_at_these_costs_is_noted_before_it_starts(
     made = single("policy", *router, policy=policy, tau=tau, check=check, costs=costs, **router)
     assert made.route.policy.name == policy
     assert any("policy target" in note for note in made.notes) is is_warned
+
+
+@pytest.mark.parametrize(("concurrency", "slower"), [(1, None), (4, "speculative"), (4, "relaxed@0.5")])
+def test_a_note_says_which_policies_expect_one_problem_at_a_time(concurrency: int, slower: str | None) -> None:
+    """With several problems, `speculative` does not draft, and `relaxed` drafts for one of them after another."""
+    policy = slower or "relaxed@0.5"
+    options = Options(policy=policy)
+    made = single("policy", "concurrency", models=options, costs=FAST_READER, concurrency=concurrency)
+    found = [note for note in made.notes if "several problems" in note]
+    assert len(found) == (slower is not None)
+    assert any("policy relaxed" in note for note in found) is (concurrency > 1 and policy == "relaxed@0.5")

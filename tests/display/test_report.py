@@ -359,7 +359,7 @@ def test_kept_differences_are_shown_as_texts_beside_their_step(tmp_path: Path) -
     parsed = seen(made, tmp_path, link="made-up-0000/relaxed@0.5")
     assert "img" not in {tag for tag, _ in parsed.elements}
     one = r'"<img src=x>" instead of "a \"b\"\n" (0.312 nats)'
-    assert [word for word in parsed.words if "instead of" in word] == [f"kept {one}; {one}", f"kept {one}"]
+    assert [word for word in parsed.words if "instead of" in word] == [f"{one}; ", one, one]
     places = [parsed.text.count(f"{count} kept") for count in ("2 differences", "1 difference")]
     assert places == [3, 3]  # the head of the step, and the titles of both timelines
 

@@ -497,7 +497,8 @@
   function differences(step) { // the drafted tokens that policy relaxed kept, and the target's choices, unless they are hidden
     const shown = (step.differences ?? []).filter((one) => one.text !== undefined).map((one) =>
       `${JSON.stringify(one.text)} instead of ${JSON.stringify(one.target_text)} (${number(one.score)} nats)`);
-    return shown.length ? element("p", "hint", `kept ${shown.join("; ")}`) : null;
+    const entries = shown.map((words, index) => element("span", "difference", words + (index + 1 < shown.length ? "; " : "")));
+    return entries.length ? element("p", "hint", "kept ", ...entries) : null;
   }
   function spent(step) { // the cost of a step by activity
     const of = (cost) => ["prefill", "verify", "decode"].filter((part) => cost[`${part}_tokens`]).map((part) =>
