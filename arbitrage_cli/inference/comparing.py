@@ -1,13 +1,17 @@
 """Compares answers outside the thread of the models, because one comparison may take seconds, and other problems go on."""
 
 import concurrent.futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
 
 from arbitrage_cli.arbitrage import CompareAnswers
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.types import frozen
 
 WAIT_SECONDS = 0.05
+Tasks = SimpleQueue[tuple[Future[bool], CompareAnswers] | None]
+"""Comparisons to make. None ends the thread that makes them."""
 
 
 @frozen
@@ -23,7 +27,7 @@ class Comparer:
     """Compares the answers of many problems, one after another. `slot` is the index of a problem in flight."""
 
     def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
+        self._tasks: Tasks | None = None
         self._running: dict[int, Future[bool]] = {}
 
     @property
@@ -35,9 +39,12 @@ class Comparer:
         concurrent.futures.wait(self._running.values(), WAIT_SECONDS, concurrent.futures.FIRST_COMPLETED)
 
     def start(self, slot: int, request: CompareAnswers) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "comparisons")
-        self._running[slot] = self._pool.submit(request.is_same)
+        if self._tasks is None:
+            self._tasks = SimpleQueue()
+            # A daemon, unlike the threads of an executor: a process that is interrupted does not wait for a comparison.
+            Thread(target=_work, args=(self._tasks,), name="comparisons", daemon=True).start()
+        self._running[slot] = Future()
+        self._tasks.put((self._running[slot], request))
 
     def tick(self) -> list[Comparison]:
         """Return the comparisons that have ended. Raises the errors of a comparison, except ProblemError."""
@@ -51,9 +58,22 @@ class Comparer:
 
     def end(self) -> None:
         """Start no more comparisons. The next `start` begins anew."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        for slot in list(self._running):
+            self.close(slot)
+        if self._tasks is not None:
+            self._tasks.put(None)
+            self._tasks = None
+
+
+def _work(tasks: Tasks) -> None:
+    while (task := tasks.get()) is not None:
+        future, request = task
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(request.is_same())
+        except BaseException as error:  # noqa: BLE001 - raised again by `tick`
+            future.set_exception(error)
 
 
 def _result(slot: int, future: "Future[bool]") -> Comparison:

@@ -1,5 +1,7 @@
 """Answers are compared while other problems go on."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -52,3 +54,12 @@ def test_a_comparison_that_fails_ends_its_problem() -> None:
 def test_a_defect_of_a_comparison_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         finished_of(scheduler().run([job("0", lambda: bool(1 // 0))]))
+
+
+def test_a_process_may_end_during_a_comparison() -> None:
+    program = (
+        "import threading; from arbitrage_cli.arbitrage import CompareAnswers; from arbitrage_cli.inference.comparing import Comparer;"
+        "begun = threading.Event(); comparer = Comparer();"
+        "comparer.start(0, CompareAnswers(lambda: begun.set() or threading.Event().wait())); begun.wait(); comparer.end()"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=TIMEOUT, check=False).returncode == 0
