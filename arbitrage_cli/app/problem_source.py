@@ -339,7 +339,7 @@ def _is_sample(limit: str | None) -> bool:
 
 
 def sample_of(questions: Iterable[str | Fields], count: int, seed: int) -> Selection:
-    """Select `count` of these questions, which may include answers. Raises ProblemError if a question is invalid."""
+    """Select `count` of these questions, which may include answers. Raises UsageError if a question is invalid."""
     rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
     return Selection(dataset, draw_sample(dataset.items, count, seed), is_sample=True)

@@ -5,7 +5,7 @@ no request is sent. This module imports NumPy, so commands import it only when t
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -279,12 +279,12 @@ def ask_to_collect(
 
 @dataclass(frozen=True, slots=True)
 class AskedRun:
-    """The request of `bench` or `collect`, its problems, its options beside the shared ones, and its run folder."""
+    """The request of `bench` or `collect`, its problems, its number of samples, and its run folder."""
 
     request: Request
     selected: Selection
     path: Path
-    samples: int = field(default=1)
+    samples: int = 1
 
 
 def ask_for_run(

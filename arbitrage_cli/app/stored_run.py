@@ -97,7 +97,7 @@ class StoredRun(ABC):
 def run_of(session: Session, folder: RunFolder, selected: Selection | None = None, **details: Any) -> Run:
     """Return the contents of run.json: those of the run to continue, with what is added now, or those of a new run.
 
-    Raises UsageError if the data set, the grader or, in `bench`, the concurrency is another one.
+    Raises UsageError if the data set or the grader is another one, or if another process changed the run in the meantime.
     """
     plan = session.plan
     _check_same_run(folder, plan.began)
