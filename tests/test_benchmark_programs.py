@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_up_tuning import FAST_READER, pretend
 
 TESTS = Path(__file__).parent
 
@@ -34,6 +35,25 @@ def test_bounds_of_the_guide() -> None:
 def test_router_scores() -> None:
     *_, row = output_of("router_scores.py", "--lengths", "200")
     assert row.startswith("| 200 | ")
+
+
+def test_rounding_of_relaxed_acceptance(tmp_path: Path) -> None:
+    """In these two problems, the built-in draft differs once, and batches change nothing."""
+    path = tmp_path / "problems.jsonl"
+    path.write_text('{"question": "Evaluate 67*33-201."}\n{"question": "Evaluate 52*48-7."}\n')
+    _, _, *rows = output_of("relaxed_rounding.py", "builtin:draft", "builtin:target", str(path), "--tau", "4")
+    assert len(rows) == 4
+    assert all("| 0 of 2 | 1 | 1 | 0 | 0 | 0 |" in row for row in rows)
+
+
+def test_gain_of_shared_draft_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    pretend(tmp_path / "arbitrage" / "tuned.json", FAST_READER)
+    heading, _, *rows = output_of("shared_drafts.py", "builtin:draft", "builtin:target")
+    assert "94% kept" in heading
+    figures = [[float(cell.strip(" x")) for cell in row.split("|")[2:-1]] for row in rows]
+    assert all(row == sorted(row) for row in figures)
+    assert figures[0][0] > figures[-1][0] > 1  # a batch of one problem costs as little as one of eight
 
 
 def test_published_answers_of_policy_agree(tmp_path: Path) -> None:
