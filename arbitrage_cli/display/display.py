@@ -15,6 +15,7 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Rating, RequestEnded, Writing, Wrote
 
 LONG_PREFILL = 32  # tokens; the display shows a longer prefill at once
+SLOW_PREFILL = 256  # tokens; a pipe may get a line about a longer prefill
 
 
 class Screen(Protocol):
@@ -64,9 +65,9 @@ class CommandDisplay:
         self._view: SolveView | RunView | None = None
 
     def loading(self, activity: str, name: str, fraction: float | None = None) -> None:
-        if self._screen.is_live:
-            is_partial = fraction is not None and fraction < 1.0  # after the file is read, the model is not yet ready
-            self._show_work(wording.loading(activity, name, fraction if is_partial else None), at_once=not is_partial)
+        is_partial = fraction is not None and fraction < 1.0  # after the file is read, the model is not yet ready
+        text = wording.loading(activity, name, fraction if is_partial else None)
+        self._show_work(text, at_once=self._screen.is_live and not is_partial)
 
     def fetching(self, progress: FileProgress) -> None:
         is_end = progress.done in (0, progress.total) and progress.activity != "hashing"  # of most files, in no time
@@ -94,6 +95,8 @@ class CommandDisplay:
             lines = self._view.handle(event, self._clock()) if self._view else []
             if isinstance(event, RequestEnded) and self._verbosity:
                 lines = [Line.of((wording.request(event), "red" if event.finished.error and not event.end else ""))]
+            if isinstance(event, Writing) and self._is_slow(event):
+                self._show_work(wording.prefill(event))
             if lines or (self._screen.is_live and (not _may_wait(event) or self._has_waited)):
                 self._show(lines)
 
@@ -110,6 +113,11 @@ class CommandDisplay:
         with self._lock:
             self._screen.draw(self._view.close() if self._view else [], [])
             self._view = None
+
+    def _is_slow(self, event: Writing) -> bool:
+        """Return whether a prefill may take so long that a pipe, whose lines are whole steps, gets a line about it."""
+        shows_steps = isinstance(self._view, SolveView) and self._view.shows_steps
+        return shows_steps and not self._screen.is_live and event.num_unread > SLOW_PREFILL
 
     @property
     def _has_waited(self) -> bool:

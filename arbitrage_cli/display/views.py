@@ -98,7 +98,7 @@ class SolveView:
     def __init__(self, run: RunInfo, verbosity: int) -> None:
         self._run = run
         self._is_quiet = verbosity == 0
-        self._shows_steps = verbosity > 1 or (verbosity == 1 and (run.num_problems == 1 or run.explain is not None))
+        self.shows_steps = verbosity > 1 or (verbosity == 1 and (run.num_problems == 1 or run.explain is not None))
         self._steps: dict[Trace, _StepInProgress] = {}
         self._totals = wording.Totals()
         self._began: float | None = None
@@ -117,16 +117,16 @@ class SolveView:
         self._began = now if self._began is None else self._began
         if isinstance(event, Started):
             self._steps[event.trace] = _StepInProgress()
-            return self._title(event.trace.problem) if self._shows_steps else []
+            return self._title(event.trace.problem) if self.shows_steps else []
         if isinstance(event, Finished):
             self._steps.pop(event.trace, None)
             return self._last_lines(event, now)
         if isinstance(event, Checked):
-            return [*self._check_lines(event)] if self._shows_steps else []
+            return [*self._check_lines(event)] if self.shows_steps else []
         if isinstance(event, Decided):
             self._steps[event.trace] = _StepInProgress(event.index + 2)
             of = self._of(event.trace.problem) if self._run.concurrency > 1 else ""
-            return [*decision_lines(event.trace, event.index, self._run, of)] if self._shows_steps else []
+            return [*decision_lines(event.trace, event.index, self._run, of)] if self.shows_steps else []
         self._steps[event.trace].update(event, now)
         return []
 
@@ -159,7 +159,7 @@ class SolveView:
         """Return the unfinished steps."""
         lines: list[Line] = []
         for trace, step in self._steps.items():
-            if self._shows_steps and step.writer and (written := step.text):
+            if self.shows_steps and step.writer and (written := step.text):
                 head = f"{self._of(trace.problem)}{role_name(step.writer)} was writing:"
                 lines += [Line.of((head, "dim")), Line.block(written, "dim", margin=MARGIN)]
         return lines

@@ -26,6 +26,7 @@ from arbitrage_cli.types import (
     RequestEnded,
     Step,
     Trace,
+    Writing,
 )
 
 BAR = 4  # characters
@@ -44,6 +45,10 @@ def loading(activity: str, name: str, fraction: float | None) -> str:
     """Return a line such as `loading target: 69% of large.gguf`. A narrow terminal cuts the end, so the name is last."""
     share = "" if fraction is None else f"{fraction:.0%} of "
     return f"{activity}: {share}{name}"
+
+
+def prefill(event: Writing) -> str:
+    return f"{role_name(event.model)}: prefill {formatting.count(event.num_unread, 'token')}"
 
 
 @dataclass(slots=True)

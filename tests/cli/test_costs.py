@@ -1,12 +1,13 @@
 """`advise --costs`, and how the other commands use the measured costs and threads."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import MODELS, Result, run
+from cli import MODELS, Result, Terminal, run
 from made_up_tuning import FAST_READER
 
 from arbitrage_cli.costs.store import machine_here, read_cache
@@ -57,3 +58,35 @@ def test_costs_are_kept_under_the_name_of_the_file(home: Home) -> None:
 def test_models_without_files_need_no_llama_cpp(home: Home) -> None:
     assert home.run("solve", "5 + 6", *MODELS, without=["llama_cpp"]).code == 0
     assert not home.file.exists()
+
+
+PHASES = (
+    "hashing small.gguf",
+    "measuring the token costs of these models",
+    "loading draft: ",
+    "loading target: ",
+    "measuring draft, up to 5 s: ",
+    "measuring target, up to 5 s: ",
+    "measuring draft and target, up to 10 s: ",
+    "loading draft: ",
+    "loading target: ",
+    "prefill ",
+)
+
+
+def test_a_terminal_names_each_phase_before_the_first_token_and_a_pipe_the_long_ones(home: Home) -> None:
+    """With models that are new on this machine."""
+    for name, role in (("small.gguf", "draft"), ("large.gguf", "target")):
+        shutil.copy(find_files(f"builtin:{role}")[0], home.folder / name)
+    question = f"What is {' + '.join(map(str, range(30)))}?"
+    command = ("solve", "--draft", "small.gguf", "--target", "large.gguf", "--policy", "speculative", question)
+    env = {"XDG_CONFIG_HOME": str(home.folder), "XDG_CACHE_HOME": str(home.folder), "ARBITRAGE_MAX_TOKENS": "4"}
+    with Terminal(*command, env=env, cwd=home.folder) as terminal:
+        assert terminal.wait() == 0
+    shown, position = terminal.raw.decode(), 0
+    for phase in PHASES:
+        position = shown.find(phase, position) + 1
+        assert position, phase
+    home.file.unlink()
+    lines = run(*command, cwd=home.folder, env=env).err.splitlines()
+    assert re.search(r"^measuring the token costs .* up to \d+ s$", lines[0])

@@ -14,6 +14,7 @@ from screens import Clock, View, is_struck, make_screen
 
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
+from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
@@ -87,6 +88,48 @@ def test_a_line_about_loading_does_not_stay(monkeypatch: pytest.MonkeyPatch, the
         "close": display.close,
     }[then]()
     assert "loading" not in screen.text
+
+
+def test_a_pipe_receives_a_line_about_a_long_phase_every_few_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = CommandDisplay(PlainScreen(stream), io.StringIO(), clock=clock)
+    for seconds, fraction in ((0.1, 0.0), (4.8, 0.4), (0.2, 0.5), (4.8, 0.8), (0.2, 1.0)):
+        clock.now += seconds
+        display.loading("loading target", "large.gguf", fraction)
+    display.loading("measuring target, up to 5 s", "large.gguf")
+    clock.now += 6.0
+    display.loading("measuring draft and target, up to 10 s", "small.gguf and large.gguf")
+    clock.now += 6.0
+    display.fetching(FileProgress("hashing", "large.gguf", 10**9, 2 * 10**9))
+    assert stream.getvalue().splitlines() == [
+        "loading target: 50% of large.gguf",
+        "loading target: large.gguf",
+        "measuring draft and target, up to 10 s: small.gguf and large.gguf",
+        "hashing large.gguf, 1.0 GB of 2.0 GB",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run", "waited", "num_unread", "is_shown"),
+    [
+        (RUN, 6.0, 2048, True),
+        (RUN, 1.0, 2048, False),
+        (RUN, 6.0, 40, False),
+        (replace(RUN, num_problems=3), 6.0, 2048, False),
+    ],
+)
+def test_a_pipe_receives_a_line_about_a_long_prefill(
+    run: RunInfo, waited: float, num_unread: int, *, is_shown: bool
+) -> None:
+    """The event is repeated while the prompt is read."""
+    stream, clock, trace = io.StringIO(), Clock(), make_trace()
+    display = CommandDisplay(PlainScreen(stream), io.StringIO(), clock=clock)
+    display.begin(run)
+    display.handle(Started(trace))
+    clock.now += waited
+    display.handle(Writing(trace, "target", num_unread))
+    assert ("target: prefill 2,048 tokens" in stream.getvalue().splitlines()) is is_shown
+    assert ("prefill" in stream.getvalue()) is is_shown
 
 
 def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
