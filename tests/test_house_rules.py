@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
 README = ROOT / "README.md"
 GUIDES = PACKAGE / "guides"
-OUTERMOST = ("cli.main", "problems.program_driver", "inference.rendering", "system.child")
-"""Where a process ends: the program's own, that of a tested program, and a fork that answers its parent."""
+OUTERMOST = ("cli.main", "problems.program_driver", "inference.rendering", "system.child", "inference.comparing")
+"""Where a process or a thread ends: the program's own, that of a tested program, a fork that answers its parent, and the thread
+that compares answers, whose errors are raised where the answers are needed."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
