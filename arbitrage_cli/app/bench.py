@@ -120,7 +120,7 @@ class BenchRun(StoredRun):
         )
 
     def compare_earlier(self) -> None:
-        """Compare the answers that were stored before the target's answers to the same problems. All rows are replaced at once."""
+        """Compare answers with the target's answers that were stored after them. All rows are replaced at once."""
         if not self._before_target & self._ungraded.keys():
             return
         task, folder = self.session.task, self.folder

@@ -89,7 +89,7 @@ class Options:
         return parts
 
     def with_values(self, values: Fields) -> "Options":
-        """Return the options with these values of a Python caller, which are now explicit. None keeps the present value.
+        """Return the options with these values of a Python caller, which are now explicit. None keeps the current value.
 
         Raises UsageError if a value has the wrong type or is out of bounds.
         """

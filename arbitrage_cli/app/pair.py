@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice
 
 Advise = Callable[[Iterable[str | Fields], float], "Advice"]
-"""Advises on questions, in at most this number of minutes."""
+"""Returns advice based on questions, in at most this number of minutes."""
 ModelName = str | os.PathLike[str]
 log = logging.getLogger("arbitrage")
 

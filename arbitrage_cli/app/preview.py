@@ -78,7 +78,7 @@ def expected_seconds(routes: Mapping[str, Route], plan: Plan, results: Iterable[
 
 
 def _table(plan: Plan) -> TauTable | None:
-    """Return the router's table with the costs of one of the problems at once, or None without a router of this pair."""
+    """Return the router's table at the costs of one of the concurrent problems, or None if the pair has no router of its own."""
     router, costs = plan.router, PairCosts.of(plan.setup.unit_costs, plan.concurrency)
     if router.router is None or router.is_universal or costs is None:
         return None

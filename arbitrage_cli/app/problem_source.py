@@ -54,7 +54,7 @@ InputLine = Problem | BadLine
 
 @frozen
 class Source:
-    """Where problems come from: from arguments, or from a file or standard input. `forms` are those of the task's rows."""
+    """The source of problems: arguments, a file or standard input. `forms` are those of the task's rows."""
 
     arguments: Sequence[str]
     options: InputOptions

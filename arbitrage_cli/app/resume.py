@@ -375,6 +375,6 @@ def find_route(parsed: ParsedRoute, routes: Iterable[Route], router: AvailableRo
 
 
 def check_data_set(before: DataSet | None, now: Dataset) -> None:
-    """Raise UsageError if the data set is not that of the run, or that with more problems at its end."""
+    """Raise UsageError unless the data set is that of the run, possibly with more problems at its end."""
     if before and before.sha256 != now.sha256_of_first(before.count):
         raise differs("dataset", _shown(before.name, before.sha256), _shown(now.name, now.sha256))

@@ -53,7 +53,7 @@ def bench(
 ) -> int:
     """Measure the accuracy and time of policies on a data set.
 
-    Each result is saved at once, and the same command resumes an interrupted run as it was decided when it began. You can
+    Each result is saved immediately. To resume an interrupted run with its original settings, repeat the command. You can
     add problems, samples, policies and taus to a run. With --concurrency, several problems are solved at once. The results
     are the same, and the run gets its own folder.
 

@@ -33,7 +33,7 @@ def make_group() -> typer.Typer:
 def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
     """List the pairs, the sizes of their models on this machine, and the models of Ollama, LM Studio and the Hub's cache.
 
-    Such a model can be used by its name, for example with --draft.
+    Use a listed model by its name, for example with --draft.
     """
     for error in user_pairs().broken.values():
         typer.echo(f"{one_line(error.message)}\n  {error.hint}", err=True)
@@ -89,8 +89,9 @@ def info(
 ) -> None:
     """Describe models and verify their files, or show the card of a router.
 
-    The sha256 of each file is compared with the one on the Hub, of the shipped file, or recorded at the first use. The exit
-    code is 3 if it differs. For a router (a .safetensors file, or builtin:universal), its card is shown.
+    The sha256 of each file is compared with the expected one: published on the Hub, shipped with the program, or recorded
+    when the file was first used. If they differ, the exit code is 3. Of a router (a .safetensors file, or
+    builtin:universal), the card is shown.
 
     \b
     Examples:

@@ -84,7 +84,7 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
             "gpu_layers": Option("Number of layers on the GPU. Default: all, if there is a GPU.", "N"),
             "flash_attention": Option("Flash attention. Default: chosen by llama.cpp."),
             "kv_type": Option(
-                "Number format of the KV cache. Default: auto, which means f16, or q8_0 for some keys.",
+                "Number format of the KV cache. Default: auto (f16, but q8_0 for the keys of some models on a CPU).",
                 "auto|f16|q8_0|q4_0|f32",
             ),
         },

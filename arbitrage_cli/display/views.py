@@ -218,7 +218,7 @@ class SolveView:
         return lines
 
     def _doubts(self, trace: Trace) -> Iterator[Line]:
-        """Yield reasons why the answer may be wrong. Of several unknown questions, the first is named."""
+        """Yield reasons why the answer may be wrong. If several questions are unknown, the note names the first."""
         if steps := steps_with_wrong_equations(trace):
             yield Line.of((f"{self._of(trace.problem)}{wording.wrong_equations(steps)}", "yellow"))
         is_one = self._run.num_problems == 1

@@ -192,7 +192,7 @@ def _notes(first: Run, second: Run) -> Iterator[str]:
         yield "Times are not compared, because at least one run solved several problems at once."
         return
     if differing := _differences(_conditions(first), _conditions(second)):
-        yield f"The runs also differ in what affects only their times: {differing}."
+        yield f"These differences affect only the times: {differing}."
     days = " and ".join(dict.fromkeys(run.created[: len("2026-12-01")] for run in (first, second)))
     yield (
         f"The runs were not interleaved (begun on {days}), so their times are comparable only if the machine was equally busy. "

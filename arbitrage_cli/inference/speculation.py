@@ -167,7 +167,7 @@ class Drafting:
         self.max_tokens = len(costs) - 1
 
     def should_continue(self, confidence: float) -> bool:
-        """Return whether the next token should save time, after a token of which the draft had this probability."""
+        """Return whether drafting another token should save time. The draft gave the last token this probability."""
         self._num_drafted += 1
         self._chance *= self._calibration.chance(confidence)
         if self._num_drafted == self.max_tokens:

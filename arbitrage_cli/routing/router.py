@@ -59,7 +59,7 @@ class TrainedModel:
         return self.sha256 == other.sha256
 
     def is_called_like(self, other: "TrainedModel") -> bool:
-        """Return whether the files say the same about the models, as two quantizations do. A fine-tune may say the same, too."""
+        """Return whether the metadata of both models agree, as for two quantizations of a model, or for a fine-tune of it."""
         facts = (self.architecture, self.num_parameters, self.vocabulary_size)
         others = (other.architecture, other.num_parameters, other.vocabulary_size)
         return self.name == other.name and facts == others and None not in facts

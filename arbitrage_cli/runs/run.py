@@ -186,8 +186,8 @@ class LoadedModel(Record):
 class Run(Record):
     """The contents of run.json. `levels` has an entry for each problem of the run, and is empty for runs of `solve`.
 
-    `places` tells where the models and the router lay. They are looked for there, by their checksums, and nothing is sent to
-    an address that only run.json names. `reward` describes the rewards of collected states. A run that `skips_attempts` has
+    `places` contains the paths of the models and the router, where they are found again by their checksums. Nothing is sent
+    to an address that only run.json names. `reward` describes the rewards of collected states. A run that `skips_attempts` has
     rows only for the attempts that `advise` needed. `protections` limit the programs that models write. `loaded` and
     `flags`, those of llama.cpp, are known once a model is loaded.
     """

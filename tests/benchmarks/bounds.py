@@ -3,7 +3,7 @@
 Usage: python tests/benchmarks/bounds.py
 
 A prompt token costs as much as a token in the largest batch. A checker costs as much as the draft. "Cheap batches" are those of
-a GPU, which verifies 16 tokens in about the time of one; "dear batches" are those of a few CPU cores. The universal router
+a GPU, which verifies 16 tokens in about the time of one; "expensive batches" are those of a few CPU cores. The universal router
 routes with the preset `careful`, and the share of the steps that it escalates is that of its card.
 """
 
@@ -17,7 +17,7 @@ from arbitrage_cli.routing.route import AvailableRouter, Route, make_route
 from arbitrage_cli.routing.router import load
 
 RATIOS = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0)
-CHEAP, DEAR = 1.1, 6.0  # the time of a batch of 16 tokens, in decoded tokens
+CHEAP, EXPENSIVE = 1.1, 6.0  # the time of a batch of 16 tokens, in decoded tokens
 ROUTER = "builtin:universal"
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     print("| a target token costs | batches | routing | speculation | `agree` with a checker | `agree` without |")
     print(f"|{'---|' * 6}")
     for ratio in RATIOS:
-        for name, many in (("cheap", CHEAP), ("dear", DEAR)):
+        for name, many in (("cheap", CHEAP), ("expensive", EXPENSIVE)):
             cells = [
                 bound("arbitrage", ratio, many),
                 bound("speculative", ratio, many),
