@@ -5,9 +5,10 @@ prices, it saves at least MIN_SAVING of the price. The comparison is with the be
 alone or speculation. Its net change of accuracy (answers gained minus answers lost) is at least -MAX_LOSS of all answers and
 at least -MAX_LOST of the target's right answers.
 
-Each finished problem updates the expected effect of a policy (`expected`). A verdict has a probability only if each policy has
-at least MIN_PROBLEMS finished and compared problems, or was not run because its bound excludes it (`bounds`). If all policies
-are excluded but the draft alone, the verdict needs no problem. `display.verdict` describes the verdict in words.
+Each finished problem updates the expected effect of a policy (`expected`). Only policies with at least MIN_PROBLEMS finished
+and compared problems are measured, and may be recommended. A policy is ruled out earlier if its chance to be worth using is below
+UNLIKELY: without a problem by its bound (`bounds`), or after FEW_PROBLEMS. The verdict has a probability if each policy is
+measured or ruled out. `display.verdict` describes the verdict in words.
 
 If a server does not report all tokens of a policy that was run, its price is unknown, and the pair is judged by its times.
 """
@@ -19,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from arbitrage_cli.evaluation.bounds import Bound
+from arbitrage_cli.evaluation.bounds import UNLIKELY, Bound
 from arbitrage_cli.evaluation.expected import (
     ALONE,
     MIN_SAVING,
@@ -45,7 +46,8 @@ LIKELY = 0.6  # confidence below which the verdict is undecided
 UNSURE = 0.5  # maximum confidence in a policy whose interval includes the target's speed or price
 SURE = 0.95  # confidence at which more problems are not needed
 MIN_PROBLEMS = 5  # finished and compared problems of a policy with a confidence
-HOPELESS = 0.02  # confidence below which a policy is not run
+FEW_PROBLEMS = 2  # finished problems after which a policy may be ruled out
+HOPELESS = 0.02  # confidence below which a measured policy is not worth more problems
 SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
 
 
@@ -80,7 +82,9 @@ class Candidate:
 
     @property
     def is_excluded(self) -> bool:
-        return self.bound is not None
+        """Whether the route is ruled out before it is measured: by its bound, or by a few problems."""
+        is_tried = not self.is_measured and self.num_problems >= FEW_PROBLEMS
+        return self.bound is not None or (is_tried and self.confidence < UNLIKELY)
 
     @property
     def is_hopeless(self) -> bool:
@@ -122,12 +126,13 @@ class Verdict:
     @property
     def is_by_bounds(self) -> bool:
         """Whether the bounds alone exclude all routes that use both models."""
-        return _excludes_all(self.candidates)
+        pairs = _of_both_models(self.candidates)
+        return bool(pairs) and all(one.bound for one in pairs)
 
     @property
     def is_final(self) -> bool:
         """Whether more problems would not change the verdict: it is certain enough, or no other candidate is worth trying."""
-        if self.is_by_bounds:
+        if _excludes_all(self.candidates):
             return True
         if self.is_worth_it:
             chance = self.best.confidence
@@ -195,8 +200,12 @@ def _conclude(found: Iterable[Candidate], basis: Basis) -> Verdict | None:
 
 def _excludes_all(candidates: Iterable[Candidate]) -> bool:
     """Return whether all candidates are excluded but the draft alone, which is another model and not a way to use a pair."""
-    pairs = [one for one in candidates if one.route.policy is not DRAFT_ALONE]
+    pairs = _of_both_models(candidates)
     return bool(pairs) and all(one.is_excluded for one in pairs)
+
+
+def _of_both_models(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return [one for one in candidates if one.route.policy is not DRAFT_ALONE]
 
 
 def _chance_of_none(candidates: Sequence[Candidate]) -> float:

@@ -218,8 +218,8 @@ def test_without_grades_answers_that_differ_are_half_lost(policies: list[Spec], 
     ("policies", "is_known"),
     [
         ([case("draft", 3.0, 1, problems=1)], False),
-        ([case("draft", 3.0, 4, problems=4)], False),
-        ([case("draft", 3.0, 5, problems=5)], True),
+        ([case("draft", 3.0, 0, problems=4)], False),
+        ([case("draft", 3.0, 0, problems=5)], True),
         ([case("draft", 3.0) | same_of(0, 0)], False),
         ([policy("speculative", 1.5, None, problems=4, error=0.1)], False),
         ([policy("speculative", 1.5, None, problems=5, error=0.1)], True),
@@ -230,6 +230,32 @@ def test_a_confidence_needs_five_finished_and_compared_problems(policies: list[S
     found = verdict_on(*policies)
     assert (found.confidence is not None) == is_known
     assert is_known or not found.is_final
+
+
+@pytest.mark.parametrize(
+    ("made", "is_ruled_out"),
+    [
+        (case("draft", 3.0, 1, problems=1), False),
+        (case("draft", 3.0, 2, problems=2), True),
+        (case("draft", 3.0, 0, problems=2), False),
+        (case("entropy@x", 0.5, problems=2), True),
+        (case("entropy@x", 1.0, problems=2), False),
+    ],
+    ids=["one problem", "the draft loses two", "the draft loses none", "too slow", "perhaps not too slow"],
+)
+def test_two_problems_may_rule_a_policy_out(made: Spec, *, is_ruled_out: bool) -> None:
+    """A policy is recommended after five at the earliest."""
+    found = verdict_on(made)
+    assert (found.route.name, found.is_decided, found.is_final) == ("target", is_ruled_out, is_ruled_out)
+    assert [one.is_hopeless for one in found.candidates] == [is_ruled_out]
+
+
+def test_beside_a_fast_policy_a_slow_one_is_soon_ruled_out() -> None:
+    """Alone, its two problems would leave it open."""
+    slow = case("agree", 0.95, problems=2)
+    beside, alone = verdict_on(slow, SPECULATIVE), verdict_on(slow)
+    assert [one.is_hopeless for one in beside.candidates if one.route == slow["route"]] == [True]
+    assert (alone.candidates[0].is_hopeless, alone.is_final) == (False, False)
 
 
 @pytest.mark.parametrize(("low", "route"), [(0.94, "target"), (1.05, "speculative")])
@@ -310,7 +336,7 @@ def test_bounds_that_exclude_all_are_a_verdict(measured: list[Spec]) -> None:
 @pytest.mark.parametrize(("problems", "is_known"), [(4, False), (40, True)])
 def test_beside_an_excluded_policy_the_others_are_measured(problems: int, *, is_known: bool) -> None:
     """Its chance lowers the confidence, but more problems cannot raise that."""
-    slow = case("arbitrage@careful", 0.8, 0, 3, problems=problems)
+    slow = case("arbitrage@careful", 1.0 if problems < 5 else 0.8, 0, 3, problems=problems)
     found, certain = (verdict_on(slow, expected=UNTRIED_PAIR, bounds=bounds) for bounds in ([EXCLUDED], [NEVER]))
     assert (found.confidence is not None, found.is_final, found.is_by_bounds) == (is_known, is_known, False)
     assert not is_known or found.confidence == pytest.approx(0.95 * (certain.confidence or 0.0))
