@@ -29,7 +29,8 @@ Positive = Annotated[int, Ge(1)]
 class Options:
     """The options that determine how problems are solved. They are shared by all commands that use models.
 
-    `explicit` names the options that were set by flags or arguments, and `command` is the command line.
+    `explicit` names the options that were set by flags or arguments, and `command` is the command line. `config` is the settings
+    file; its values are in the other fields.
     """
 
     draft: str | None = None
@@ -59,6 +60,7 @@ class Options:
     flash_attention: bool | None = None
     kv_type: Literal["auto", "f16", "q8_0", "q4_0", "f32"] = "auto"
     concurrency: Annotated[int, Interval(ge=1, le=MAX_CONCURRENCY)] | None = None
+    config: Path | None = None
     explicit: frozenset[str] = frozenset()
     command: Sequence[str] = ()
 

@@ -53,7 +53,7 @@ GROWING = ("limit", "ids", "samples", "dataset", "mapping")
 
 FREE = (
     "threads", "offline", "minutes", "timeout", "run_code", "output_folder", "fresh", "dry_run", "save", "costs", "reward",
-    "concurrency", "explicit", "command",
+    "concurrency", "config", "explicit", "command",
 )  # fmt: skip
 """Options that a run does not keep, or that are compared elsewhere."""
 

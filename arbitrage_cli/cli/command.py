@@ -22,8 +22,8 @@ from arbitrage_cli.errors import ProgramsNotAllowedError, UsageError
 from arbitrage_cli.types import Fields, Json
 
 HELP_COLUMNS = 76  # of the names of options, which must not be divided
-INVOCATION = ("explicit", "command")
-"""Parameters that describe the command line: the names of the options that it contains, and its words."""
+INVOCATION = ("explicit", "command", "config")
+"""Parameters that describe the command line: the names of the options that it contains, its words, and its settings file."""
 
 CONFIG = Annotated[
     Path | None,
@@ -59,7 +59,7 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
         def run(context: typer.Context, config: Path | None = None, **values: Any) -> int | None:
             try:
                 _refuse_repeated(context)
-                values |= _invocation(context)
+                values |= _invocation(context) | {"config": config}
                 try:
                     return function(**_arguments(hints, values))
                 except ProgramsNotAllowedError as error:

@@ -48,6 +48,14 @@ def test_there_is_an_answer_within_the_time(home: Home) -> None:
     assert max(int(seconds) for seconds in re.findall(r"about (\d+) s left", again.err)) <= 6
 
 
+def test_the_command_names_the_settings_file_of_the_advice(home: Home) -> None:
+    (home.folder / "own.toml").write_text("max-tokens = 8\n")
+    ended = home.run("advise", "--minutes", "0.001", "--offline", "--config", "own.toml")
+    following = shlex.split(ended.stdout.decode().splitlines()[-1])
+    assert "--config own.toml" in shlex.join(following)
+    assert json.loads(home.run(*following[1:-1], "12 + 5", "--json").stdout)["stop"] == "max_tokens"
+
+
 def test_an_answer_from_some_problems_is_no_failure(home: Home) -> None:
     """One of the problems does not fit in the context."""
     write_problems(home.folder / "some.jsonl", ["1" + " + 1" * 200, "2 + 3", "12 + 5"])
