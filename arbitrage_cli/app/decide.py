@@ -106,8 +106,8 @@ def decide(request: Request, facts: RequestFacts) -> Setup:
 def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
     """Return what was decided when a run began, and the policies that the request adds to it.
 
-    They are decided with the costs, the price and the settings of the run, and change nothing for its other policies. The
-    notes are those about the new policies. Raises UsageError if a setting cannot be used with their models.
+    They are decided with the costs, the price and the settings of the run, and change nothing for its other policies. A model
+    that was not measured when the run began gets its costs now. The notes are those about the new policies. Raises UsageError if a setting cannot be used with their models.
     """
     notes = list[str](facts.notes)
     available = available_router(request, facts.router, {**facts.unit_costs, **began.unit_costs}, began.price)
@@ -125,10 +125,15 @@ def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
         for role in models
         if role not in began.models
     }
+    measured = {
+        role: model.model_copy(update={"costs": facts.unit_costs[role]})
+        for role, model in began.models.items()
+        if role in facts.unit_costs and model.costs is None
+    }
     routes = list(dict.fromkeys([*(one.route for one in began.routes), *new]))
     return began.model_copy(
         update={
-            "models": {**began.models, **joining},
+            "models": {**began.models, **measured, **joining},
             "routes": list(map(RouteSetup.of, routes)),
             "router": began.router or _decided_router(facts.router, policies),
             "tau_costs": began.tau_costs or available.costs_for(new),

@@ -58,12 +58,17 @@ def fetch_and_gather(
     The probes take at most `limit` seconds.
     """
     known = request.began.run.decided.models if request.began else {}
-    needed = request.models_for(request.asked)
-    sources = {role: source for role, source in request.named.sources.items() if role in needed or role in known}
+    sources = _with_models_of_run(request, request.models_for(request.asked))
     paths = fetch(sources, display, offline=request.options.offline)
     refuse_other_token_ids(request.asked, {role: local_files(path) for role, path in paths.items()})
     measured = None if paths.keys() <= known.keys() else measure_missing(request, paths, display, limit)
     return gather(request, measured, lambda role: None if role in known else open_served(role))
+
+
+def _with_models_of_run(request: Request, needed: ByRole[str]) -> ByRole[str]:
+    """Return the models that are needed, and those of the run that the request continues."""
+    known = request.began.run.decided.models if request.began else {}
+    return {role: source for role, source in request.named.sources.items() if role in needed or role in known}
 
 
 def gather(
@@ -75,7 +80,7 @@ def gather(
 
     Raises ModelFileError if a file cannot be read, and the same errors as `open_served`.
     """
-    sources, advice, notes = request.models_for(request.asked), None, list[str]()
+    sources, advice, notes = _with_models_of_run(request, request.models_for(request.asked)), None, list[str]()
     router = router_of_request(request)
     if request.is_default and not request.began:
         try:
