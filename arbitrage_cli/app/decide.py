@@ -235,7 +235,7 @@ def _default_route(
 def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRouter, note: Note) -> Route | None:
     """Return the advised route, or None. Raises ArbitrageError if the advice is invalid.
 
-    An advice is for one problem at a time.
+    An advice that is based on token costs is for one problem at a time, because several problems share batches.
     """
     if router.costs is not None and router.costs.concurrency != 1:
         return None

@@ -125,7 +125,7 @@ def advised_pair(request: Request, router: NamedRouter | None) -> AdvisedPair:
     }
     machine = None if named.served.keys() >= models.keys() else machine_here()
     settings = {
-        **settings_of(request.options),
+        **settings_of(replace(request.options, task=None)),  # the data set may have named the task
         "price": named.price,
         "system": request.system,
         "chat_template_kwargs": dict(named.load.template_variables),

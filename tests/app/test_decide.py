@@ -116,6 +116,12 @@ def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.Monk
     assert advised(ask(served, MATH)).machine is None
 
 
+@pytest.mark.parametrize("task", ["math", "choice"])
+def test_advice_is_for_a_task_whether_an_option_or_the_data_set_names_it(task: str) -> None:
+    assert advised(ask(typed(task=task), find_task(task))) == advised(ask(Options(), find_task(task)))
+    assert advised(ask(Options(), find_task(task))) != advised(ask(Options(), find_task("code")))
+
+
 @pytest.mark.parametrize(
     ("route", "policy", "num_notes"),
     [("draft", "draft", 1), ("speculative", "arbitrage", 2), ("arbitrage@careful", "arbitrage", 1)],
@@ -190,7 +196,7 @@ def test_invalid_advice_is_ignored_with_one_note(advice: Callable[..., None], ch
     ("use", "concurrency", "policy"), [("run", 1, "arbitrage"), ("run", 8, "target"), ("serve", 8, "arbitrage")]
 )
 def test_the_default_follows_the_costs_of_its_concurrency(use: Use, concurrency: int, policy: str) -> None:
-    """An advice is for one problem at a time, as in most of a server's time."""
+    """An advice that is based on token costs is for one problem at a time, as in most of a server's time."""
     request = ask(Options(concurrency=concurrency), MATH, use=use)
     keep_advice(tuned_file(), StoredAdvice(advised(request), "arbitrage@fast", "2026-11-29T12:00:00+00:00"))
     assert decided(request, CHEAP_BATCHES).route.policy.name == policy
