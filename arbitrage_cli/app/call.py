@@ -8,7 +8,7 @@ from reprlib import repr as short
 from typing import Any, TypedDict
 
 from arbitrage_cli.app.decide import refuse_without_thinking
-from arbitrage_cli.app.needs import needed_models, refuse_on_servers, refuse_useless, served_roles, with_tau_of_policy
+from arbitrage_cli.app.needs import needed_models, refuse_on_servers, refuse_useless, with_tau_of_policy
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
@@ -283,7 +283,7 @@ def _check_loaded(session: Session, policy: Policy) -> None:
     for role in needed_models([policy], session.plan.named, decided.settings.reward).keys() - loaded.keys():
         hint = f"pass {role}=... to open_pair"
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
-    refuse_on_servers([policy], served_roles(loaded))
+    refuse_on_servers([policy], loaded)
     session.models.check_token_stats([policy])
     session.models.check_token_ids([policy])
 

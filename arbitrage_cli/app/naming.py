@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.costs.pair import parse_prices
@@ -37,6 +38,8 @@ from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import ROLES, WRITING, ByRole, ModelRole, frozen
 
 MAX_TEMPLATE_BYTES = 1 << 20
+
+T = TypeVar("T")
 
 Sources = ByRole[str]
 """Where models lie: a path, a name on the Hub or of another program, a built-in name, or an address."""
@@ -76,6 +79,11 @@ class NamedModels:
     @property
     def has_router(self) -> bool:
         return self.router is not None or self.finds_router
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the draft and the target are on this machine. The checker may be on a server."""
+        return not writing(self.served)
 
     @property
     def arguments(self) -> list[str]:
@@ -136,8 +144,9 @@ def names_of(options: Options) -> list[str]:
     return [pair.name] if pair else list(writing(sources).values())
 
 
-def writing(sources: Sources) -> dict[ModelRole, str]:
-    return {role: source for role, source in sources.items() if role in WRITING}
+def writing(models: ByRole[T]) -> dict[ModelRole, T]:
+    """Return the draft and the target of these models."""
+    return {role: model for role, model in models.items() if role in WRITING}
 
 
 def label_of(source: str) -> str:

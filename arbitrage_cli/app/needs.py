@@ -10,7 +10,7 @@ from arbitrage_cli.model_files.pairs import is_served
 from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import parse_route
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import WRITING, ModelRole
 
 
 def needed_roles(policies: Iterable[Policy], reward: str | None) -> set[ModelRole]:
@@ -34,9 +34,9 @@ def needs_prm(policy: Policy, reward: str | None) -> bool:
     return policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
 
 
-def refuse_on_servers(policies: Iterable[Policy], served: Iterable[ModelRole]) -> None:
-    """Raise UsageError if one of the models is on a server, and a policy needs both on this machine."""
-    first = next(iter(served), None)
+def refuse_on_servers(policies: Iterable[Policy], sources: Sources) -> None:
+    """Raise UsageError if the draft or the target is on a server, and a policy needs both on this machine."""
+    first = next((role for role in WRITING if is_served(sources.get(role, ""))), None)
     for policy in policies:
         if policy.needs_local_models and first:
             raise UsageError(
@@ -45,10 +45,6 @@ def refuse_on_servers(policies: Iterable[Policy], served: Iterable[ModelRole]) -
                 "--spec-type)",
                 option="policy",
             )
-
-
-def served_roles(sources: Sources) -> list[ModelRole]:
-    return [role for role, source in sources.items() if is_served(source)]
 
 
 def refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: Task, reward: str | None = None) -> None:

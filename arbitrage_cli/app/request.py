@@ -16,7 +16,6 @@ from arbitrage_cli.app.needs import (
     refuse,
     refuse_on_servers,
     refuse_useless,
-    served_roles,
     with_tau_of_policy,
 )
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, Options, ProblemOptions, RewardSource
@@ -125,7 +124,7 @@ class Request:
         if self.use == "serve" and self.task.has_answers:
             others += [policy for policy in POLICIES.values() if policy.compares_answers]
         needed = needed_models([*policies, *others], sources, self.reward)
-        refuse_on_servers(policies, served_roles(needed))
+        refuse_on_servers(policies, needed)
         if self.use != "calls":
             return needed
         named = {role for role in sources if role in WRITING or getattr(self.options, role)}  # not by the pair
@@ -157,7 +156,7 @@ def ask(
     route = choose_route(task, named, replace(routing, explicit=routing.explicit - for_calls))
     if use in ("chat", "serve"):
         compares_answers = use == "serve" and task.has_answers
-        offered = selectable(has_router=named.has_router, is_local=not named.served, compares_answers=compares_answers)
+        offered = selectable(has_router=named.has_router, is_local=named.is_local, compares_answers=compares_answers)
         refuse_in_conversation(route[0], offered)
     is_default = (routing.policy, routing.tau, routing.early_stop, options.router) == (None, None, None, None)
     return _checked(
@@ -197,7 +196,7 @@ def usual_policy(named: NamedModels) -> str:
 
 def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
     """Return the policies that `bench` compares if the user names none."""
-    speculative = ["speculative"] if not named.served and options.concurrency in (None, 1) else []
+    speculative = ["speculative"] if named.is_local and options.concurrency in (None, 1) else []
     policy = _policy_without_router(named, task) or usual_policy(named)
     baseline = ["logprob"] if POLICIES[policy].needs_router else []
     return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
@@ -216,7 +215,7 @@ def policies_of_advice(named: NamedModels, options: Options, task: Task) -> str:
 
 
 def _is_possible(policy: Policy, named: NamedModels, task: Task) -> bool:
-    if policy.needs_local_models and named.served:
+    if policy.needs_local_models and not named.is_local:
         return False
     if policy.needs_router and not named.has_router:
         return False
@@ -380,7 +379,7 @@ def _checked(request: Request) -> Request:
     refuse_sampling(request.asked, options.temperature)
     early_stop = named.early_stop(options.early_stop, request.asked)
     request.models_for(request.asked)
-    if not named.served:
+    if named.is_local:
         check_concurrency(request.concurrency)
     if not request.began:
         available = AvailableRouter(None, None)
@@ -408,4 +407,4 @@ def _policy_without_router(named: NamedModels, task: Task) -> str | None:
     """Return the task's default policy if there is no router, or `target` if a model on a server cannot speculate."""
     if named.has_router:
         return None
-    return TARGET_ALONE.name if POLICIES[task.policy].needs_local_models and named.served else task.policy
+    return TARGET_ALONE.name if POLICIES[task.policy].needs_local_models and not named.is_local else task.policy

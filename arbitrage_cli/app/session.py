@@ -85,12 +85,12 @@ class Session:
 
     def menu(self) -> Menu:
         """Return the routes that users of a chat or a server can select, once the models are loaded."""
-        is_served = any(model.served for model in self.decided.models.values())
+        is_local = not any(model.served for role, model in self.decided.models.items() if role in WRITING)
         compares_answers = self.plan.use == "serve" and self.task.has_answers
         return Menu(
             self.route,
             self.router,
-            is_local=not is_served,
+            is_local=is_local,
             compares_answers=compares_answers,
             has_token_stats=self.models.has_token_stats,
             check=self._check_in_conversation,

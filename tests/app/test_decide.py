@@ -116,6 +116,15 @@ def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.Monk
     assert advised(ask(served, MATH)).machine is None
 
 
+def test_a_checker_on_a_server_leaves_the_pair_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {"draft": "builtin:draft", "target": "builtin:target", "check": "http://127.0.0.1:1/v1"}
+    assert ask(typed(**models, policy="speculative"), MATH, use="serve").asked == [POLICIES["speculative"]]
+    assert ask_to_compare(typed(**models, policy="relaxed@0.5,agree"), MATH).named.is_local
+    assert POLICIES["speculative"] in ask_to_compare(Options(**models), MATH).asked
+    served = models | {"draft": "http://127.0.0.1:2/v1"}
+    assert "the draft is" in refused(ask, Options(**served, policy="speculative"), MATH).message
+
+
 @pytest.mark.parametrize("task", ["math", "choice"])
 def test_advice_is_for_a_task_whether_an_option_or_the_data_set_names_it(task: str) -> None:
     assert advised(ask(typed(task=task), find_task(task))) == advised(ask(Options(), find_task(task)))
