@@ -21,8 +21,11 @@ from arbitrage_cli.system.machine import total_memory
     dataset=Option(
         "Problems similar to yours: a data set or a file of questions. Default: the built-in problems.", "NAME|FILE"
     ),
-    minutes=Option("Time limit in minutes, including loading and the measurement of token costs."),
-    save=Option("Print the lines for the pair's entry in pairs.toml that let other commands use the advice by default."),
+    minutes=Option("Time limit in minutes, including loading and the measurement of token costs.", "MINUTES"),
+    save=Option(
+        "Print the lines for the pair's entry in pairs.toml that let other commands use the advice by default. Needs a named "
+        "pair: --pair, or the built-in pair if no models are named."
+    ),
     costs=Option("Only measure and show token costs.", is_setting=False),
 )
 def advise(

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     without=["tau"],
     policy=Option(
         "Policies to compare, each with an optional tau, such as target,arbitrage@fast,entropy@0.5. Default: target, "
-        "draft, speculative (only for local models), arbitrage and logprob.",
+        "draft, speculative (only for local models and one problem at a time), arbitrage and logprob; for code, the last two "
+        "only with a router.",
         "NAME[@TAU],...",
     ),
     reward=Option(
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     dry_run=Option(
         "Show the run's settings, the remaining attempts and their expected time, without running them.", is_setting=False
     ),
-    samples=Option("Attempts per problem; sample k uses seed + k."),
-    timeout=Option("Time limit per attempt, in seconds. Default: none."),
+    samples=Option("Attempts per problem; sample k uses seed + k.", "N"),
+    timeout=Option("Time limit per attempt, in seconds. Default: none.", "SECONDS"),
 )
 def bench(
     *,

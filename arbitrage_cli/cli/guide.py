@@ -19,9 +19,9 @@ MAX_COLUMNS = 100
 
 @command()
 def guide(
-    topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all topics.")] = None,
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Topic. Default: list all topics.")] = None,
 ) -> None:
-    """Show a guide: routing, benchmarks, code, training, servers, output, settings, ...
+    """Show a guide, or list the topics of the guides.
 
     In a terminal, the guide opens in a pager. Otherwise, plain Markdown is printed.
 

@@ -31,9 +31,10 @@ def make_group() -> typer.Typer:
 
 @command(json_line=AS_JSON)
 def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
-    """List the pairs, the sizes of their models on this machine, and the models of Ollama, LM Studio and the Hub's cache.
+    """List pairs, and models on this machine.
 
-    Use a listed model by its name, for example with --draft.
+    Shows the sizes of the pairs' models, and the models of Ollama, LM Studio and the Hub's cache. Use a listed model by its
+    name, for example with --draft.
     """
     for error in user_pairs().broken.values():
         typer.echo(f"{one_line(error.message)}\n  {error.hint}", err=True)
@@ -58,9 +59,9 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
     offline=Option("Never contact the Hub."),
 )
 def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: OutputOptions) -> None:
-    """Download the current files of a pair or a model from the Hugging Face Hub.
+    """Download a pair or a model from the Hub.
 
-    Broken connections are resumed. A file whose download was interrupted is downloaded again from the beginning.
+    Downloads the current files from the Hugging Face Hub. Broken connections are resumed. A file whose download was interrupted is downloaded again from the beginning.
 
     \b
     Examples:
@@ -82,16 +83,16 @@ def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: Ou
 
 @command(json_line=AS_JSON)
 def info(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Pairs, models or routers.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Pairs, models or routers.")],
     *,
     json_line: bool = False,
     debug: bool = False,
 ) -> None:
-    """Describe models and verify their files, or show the card of a router.
+    """Describe and verify models, or show a router.
 
     The sha256 of each file is compared with the expected one: published on the Hub, shipped with the program, or recorded
-    when the file was first used. If they differ, the exit code is 3. Of a router (a .safetensors file, or
-    builtin:universal), the card is shown.
+    when the file was first used. If they differ, the exit code is 3. For a router (a .safetensors file, or a name such as
+    builtin:universal), shows its card.
 
     \b
     Examples:
@@ -110,13 +111,13 @@ def info(
 
 @command()
 def forget(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Pairs or models.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Pairs or models.")],
     *,
     debug: bool = False,
 ) -> None:
-    """Remove the stored token costs of models, and the stored advice on pairs of them.
+    """Remove stored token costs and advice.
 
-    The next command measures the costs again. Runs keep the costs with which they began.
+    Removes the token costs of these models, and the advice on their pairs. The next command measures the costs again. Runs keep the costs with which they began.
 
     \b
     Examples:

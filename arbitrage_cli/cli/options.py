@@ -46,7 +46,8 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
                 "TAU",
             ),
             "early_stop": Option(
-                "Stop poor drafted steps early and escalate them. Default: on if this changes no text or saves time."
+                "Stop poor drafted steps early and escalate them. To turn this off, use --no-early-stop. Default: on if this changes "
+                "no text or saves time."
             ),
         },
         "Generation": {
@@ -63,26 +64,32 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
             "max_steps": Option(
                 "Step limit per solution. Default: 100, or 1000 with thinking; none for a single model.", "N"
             ),
-            "max_step_tokens": Option("Token limit per step.", "N"),
-            "temperature": Option("Sampling temperature; 0 is greedy.", "T"),
-            "top_p": Option("Top-p (nucleus) sampling: cumulative probability of the tokens to sample from.", "P"),
-            "top_k": Option("Top-k sampling: number of tokens to sample from; 0 means all.", "N"),
-            "min_p": Option("Min-p sampling: minimum probability of a token, relative to the top token.", "P"),
-            "seed": Option("Seed for sampling and for policy random.", "N"),
+            "max_step_tokens": Option("Token limit per step. Default: 512.", "N"),
+            "temperature": Option("Sampling temperature. Default: 0, which is greedy.", "T"),
+            "top_p": Option(
+                "Top-p (nucleus) sampling: cumulative probability of the tokens to sample from. Default: 1, which is all.",
+                "P",
+            ),
+            "top_k": Option("Top-k sampling: number of tokens to sample from. Default: 0, which is all.", "N"),
+            "min_p": Option("Min-p sampling: minimum probability of a token, relative to the top token. Default: 0.", "P"),
+            "seed": Option("Seed for sampling and for policy random. Default: 0.", "N"),
         },
         "Machine": {
             "ctx": Option("Context size in tokens. Default: up to 4096, or up to 16384 with thinking.", "N"),
             "threads": Option(
                 "Threads per model. Default: as measured on this machine; if not measured, 1 for models up to 32 MiB and "
-                "all physical cores for larger models."
+                "all physical cores for larger models.",
+                "N",
             ),
             "concurrency": Option(
                 "Number of problems to solve at once: up to 64, or 1024 with models on servers. Higher values increase "
                 "throughput and latency. Default: 1; for collect and serve, 8.",
                 "N",
             ),
-            "gpu_layers": Option("Number of layers on the GPU. Default: all, if there is a GPU.", "N"),
-            "flash_attention": Option("Flash attention. Default: chosen by llama.cpp."),
+            "gpu_layers": Option("Number of layers on the GPU; 0 uses only the CPU. Default: all, if there is a GPU.", "N"),
+            "flash_attention": Option(
+                "Flash attention. To turn it off, use --no-flash-attention. Default: chosen by llama.cpp."
+            ),
             "kv_type": Option(
                 "Number format of the KV cache. Default: auto (f16, but q8_0 for the keys of some models on a CPU).",
                 "auto|f16|q8_0|q4_0|f32",

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".html", ".htm")
 RUNS = Path("runs")
-RunPath = Annotated[Path, typer.Argument(help="Run folder of arbitrage bench.")]
+First = Annotated[Path, typer.Argument(metavar="FIRST", help="Run folder of arbitrage bench.")]
+Second = Annotated[Path, typer.Argument(metavar="SECOND", help="Run folder of arbitrage bench.")]
 
 
 @command(
@@ -95,8 +96,8 @@ def report(
 
 
 @command()
-def compare(first: RunPath, second: RunPath, *, json_line: bool = False, debug: bool = False) -> None:
-    """Compare two runs: differences in accuracy, with intervals, and ratios of time over the same problems.
+def compare(first: First, second: Second, *, json_line: bool = False, debug: bool = False) -> None:
+    """Compare two runs: differences in accuracy, and ratios of time over the same problems, with intervals.
 
     Policies are paired by name and tau. If each run has only one policy, these two policies are compared.
 

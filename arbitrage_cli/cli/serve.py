@@ -8,11 +8,11 @@ from arbitrage_cli.cli.output import OutputOptions, command_display
 
 @command(
     without=["prm"],
-    host=Option("Address to listen on."),
-    port=Option("Port to listen on; 0 selects a free port."),
+    host=Option("Address to listen on.", "ADDRESS"),
+    port=Option("Port to listen on; 0 selects a free port.", "PORT"),
     no_api_key=Option(f"Allow other machines to connect without an API key, which is otherwise read from {KEY_VARIABLE}."),
-    queue=Option("Maximum number of waiting requests."),
-    timeout=Option("Time limit per request, in seconds."),
+    queue=Option("Maximum number of waiting requests.", "N"),
+    timeout=Option("Time limit per request, in seconds.", "SECONDS"),
 )
 def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> None:
     """Serve a pair over OpenAI's chat API.

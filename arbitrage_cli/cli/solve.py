@@ -49,7 +49,7 @@ class ResultOptions:
     ),
     form=Option(
         "Format of standard output: text (answers) or json (records). Default: text for problems on the command line or "
-        "output to a terminal; otherwise json. With --output, nothing is printed by default.",
+        "in a terminal; otherwise json. With --output, nothing is printed by default.",
         names=("--format",),
     ),
     json_lines=Option("Same as --format json.", names=("--json",)),
@@ -61,7 +61,7 @@ class ResultOptions:
 def solve(
     problem: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROBLEM...", help="Problems to solve, or - to read problems from standard input."),
+        typer.Argument(metavar="PROBLEM", help="Problems to solve, or - to read problems from standard input."),
     ] = None,
     *,
     source: InputOptions,
@@ -72,7 +72,7 @@ def solve(
     """Solve problems step by step with two models.
 
     Prints the answer to standard output, and shows every step on standard error. For problems from a pipe or a file, prints
-    one JSON object per line, in input order. With -o FILE.jsonl, writes the objects to the file; the same command resumes an
+    one JSON object per line, in input order, unless standard output is a terminal. With -o FILE.jsonl, writes the objects to the file; the same command resumes an
     interrupted run.
 
     \b

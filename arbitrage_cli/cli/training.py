@@ -72,7 +72,7 @@ class TrainOptions:
 
 
 @command(
-    seed=Option("Seed for the initial network weights."),
+    seed=Option("Seed for the initial network weights.", "N"),
     source=Option(
         "Keep the network of this router and recompute its presets.",
         "ROUTER",
@@ -86,7 +86,7 @@ class TrainOptions:
 def train(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect, or files of packed states (.xz)."),
+        typer.Argument(metavar="RUN", help="Run folders of arbitrage collect, or files of packed states (.xz)."),
     ],
     *,
     training: TrainOptions,
