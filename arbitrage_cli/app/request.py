@@ -32,7 +32,7 @@ from arbitrage_cli.costs.memory import check_concurrency
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
-from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files
+from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, PairEntry, find_files
 from arbitrage_cli.problems.tasks import Task, find_task
 from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE, Policy, find_policy, refuse_sampling
 from arbitrage_cli.routing.presets import PRESETS
@@ -42,6 +42,7 @@ from arbitrage_cli.routing.route import (
     ParsedRoute,
     accepts_tau,
     choose_policy,
+    parse_route,
     parse_routes,
     refuse_in_conversation,
     resolve_tau,
@@ -146,7 +147,7 @@ def ask(
     """
     typed, options = options.explicit, restored_options(options, _run_of(began))
     named = _models_of(options, task, began, typed)
-    routing = with_pairs_routing(options, named)
+    routing = _with_usual_routing(options, named, _run_of(began))
     if use == "chat":
         refuse(typed, "concurrency", "a chat solves one problem at a time")
         options = replace(options, concurrency=1)
@@ -390,17 +391,33 @@ def _checked(request: Request) -> Request:
     return replace(request, early_stop=early_stop)
 
 
-def with_pairs_routing(options: Options, named: NamedModels) -> Options:
-    """Return the options with the policy and the tau of the pair, if the user chose no policy.
+def _with_usual_routing(options: Options, named: NamedModels, began: Run | None) -> Options:
+    """Return the options with the policy and the tau of the run to continue or of the pair, if the user chose no policy.
 
-    A policy such as `logprob@0.5` also names the tau. Raises UsageError if --tau names another.
+    A policy such as `logprob@0.5` also names the tau. Raises UsageError if another tau is named, too.
     """
-    pair = named.pair
     if options.policy is not None:
         return with_tau_of_policy(options)
-    if pair is None:
-        return options
-    return replace(options, policy=pair.policy, tau=pair.tau if options.tau is None else options.tau)
+    policy, tau = _routing_of_run(began) if began else _routing_of_pair(named.pair)
+    return replace(options, policy=policy, tau=tau if options.tau is None else options.tau)
+
+
+def _routing_of_run(began: Run) -> tuple[str, str | None]:
+    policy, tau = parse_route(began.routes[0].name)
+    return policy.name, tau
+
+
+def _routing_of_pair(pair: PairEntry | None) -> tuple[str | None, str | None]:
+    """Return the policy and the tau of a pair's entry. Raises UsageError if they are invalid, or if it has two taus."""
+    if pair is None or pair.policy is None:
+        return None, pair.tau if pair else None
+    try:
+        policy, tau = parse_route(pair.policy)
+        if tau and pair.tau not in (None, tau):
+            raise UsageError(f"policy {pair.policy} has a tau, and tau is {pair.tau}", "specify tau only once")
+    except UsageError as error:
+        raise UsageError(f"pair {pair.name}: {error.message}", error.hint) from error
+    return policy.name, tau or pair.tau
 
 
 def _policy_without_router(named: NamedModels, task: Task) -> str | None:

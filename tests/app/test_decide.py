@@ -110,6 +110,18 @@ def test_a_tau_keeps_the_policy_of_the_pair(tmp_path: Path) -> None:
     assert [name for name in ("logprob", "careful") if name not in f"{error.message} {error.hint}"] == []
 
 
+@pytest.mark.parametrize(("tau", "found"), [(None, "0.3"), ("0.5", "0.5")])
+def test_the_policy_of_a_pair_may_name_its_tau(tmp_path: Path, tau: str | None, found: str) -> None:
+    mine = replace(read_pairs()["builtin"], name="mine", policy="relaxed@0.3")
+    add_pair(path := tmp_path / "arbitrage" / "pairs.toml", mine)
+    assert ask(typed(pair="mine", **({"tau": tau} if tau else {})), MATH).policies == [(POLICIES["relaxed"], found)]
+    wrongs: list[dict[str, Any]] = [{"policy": "relaxed@0.3", "tau": "0.4"}, {"policy": "target@0.3"}, {"policy": "relaxd"}]
+    for wrong in wrongs:
+        path.unlink()
+        add_pair(path, replace(mine, **wrong))
+        assert refused(ask, typed(pair="mine"), MATH).message.startswith("pair mine: ")
+
+
 def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.app.gather.machine_here", lambda: pytest.fail("llama.cpp is needed"))
     served = Options(draft="http://127.0.0.1:1/v1", target="http://127.0.0.1:2/v1", policy="target")
@@ -117,7 +129,7 @@ def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.Monk
 
 
 def test_a_checker_on_a_server_leaves_the_pair_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {"draft": "builtin:draft", "target": "builtin:target", "check": "http://127.0.0.1:1/v1"}
+    models: dict[str, Any] = {"draft": "builtin:draft", "target": "builtin:target", "check": "http://127.0.0.1:1/v1"}
     assert ask(typed(**models, policy="speculative"), MATH, use="serve").asked == [POLICIES["speculative"]]
     assert ask_to_compare(typed(**models, policy="relaxed@0.5,agree"), MATH).named.is_local
     assert POLICIES["speculative"] in ask_to_compare(Options(**models), MATH).asked

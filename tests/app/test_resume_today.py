@@ -47,7 +47,7 @@ def stop_after(count: int, results: Path) -> None:
 def name_pair(**changes: Any) -> None:
     """Write a pair of the built-in models, called mine, with these changes."""
     (path := Path("arbitrage/pairs.toml")).unlink(missing_ok=True)
-    add_pair(path, replace(read_pairs()["builtin"], name="mine", policy=None, **changes))
+    add_pair(path, replace(read_pairs()["builtin"], name="mine", **{"policy": None, **changes}))
 
 
 def texts(results: Path) -> list[str]:
@@ -123,7 +123,7 @@ def test_settings_of_today_do_not_name_the_models_of_a_run(here: Path) -> None:
 
 
 def test_an_edited_pair_changes_nothing(here: Path) -> None:
-    """Neither its system prompt and template variables, also of a model on a server, nor its checker that is gone."""
+    """Neither its system prompt and template variables, also of a model on a server, nor its policy, nor its checker that is gone."""
     with on_loopback(HashServer()) as address:
         target = replace(read_pairs()["builtin"].target, source=address)
         name_pair(target=target, system="Be brief.", chat_template_kwargs={"effort": "low"})
@@ -134,6 +134,14 @@ def test_an_edited_pair_changes_nothing(here: Path) -> None:
         solve(here, options)
     settings = [row["settings"] for row in rows_of(here, "out.jsonl")]
     assert {(one["system"], one["chat_template_kwargs"]["effort"]) for one in settings} == {("Be brief.", "low")}
+
+    name_pair(policy="logprob@0.2")
+    options = typed(pair="mine", tau="0.3", max_tokens=8)
+    solve(here, options, output="tau.jsonl")
+    stop_after(2, here / "tau.jsonl")
+    name_pair(policy="target")
+    solve(here, options, output="tau.jsonl")
+    assert [(row["policy"], row["tau"]) for row in rows_of(here, "tau.jsonl")] == [("logprob", 0.3)] * 4
 
     name_pair(check=ModelEntry("builtin:draft"))
     solve(here, typed(pair="mine", policy="agree", max_tokens=8), output="checked.jsonl")
