@@ -297,7 +297,8 @@ def _think_tokens(options: Options, models: ModelsFacts, note: Note) -> int | No
 
 def _check_thinking(request: Request, checker: ModelFacts) -> Thinking:
     """Return whether the checker thinks: as its chat template does by default."""
-    prompt, is_off = checker.prompt, request.options.think == "off"
+    prompt, options = checker.prompt, request.options
+    is_off = options.think is not None and options.think_tokens == 0
     return "on" if prompt and (prompt.always_thinks if is_off else prompt.thinks_by_itself) else "off"
 
 

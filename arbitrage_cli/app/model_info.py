@@ -87,7 +87,11 @@ def forget(names: Sequence[str]) -> "TunedFile":
 
 
 def pair_bounds(name: str) -> "list[Bound]":
-    """Return how fast each policy can be with this pair, or [] if its token costs were not measured on this machine."""
+    """Return how fast each policy can be with this pair, or [] if this is not known.
+
+    It is not known before the token costs are measured on this machine, and not without all settings of the pair, such as the
+    API key of its checker.
+    """
     from arbitrage_cli.app.naming import choose_models, router_for  # with NumPy
     from arbitrage_cli.app.options import Options
     from arbitrage_cli.costs.pair import PairCosts
@@ -100,7 +104,10 @@ def pair_bounds(name: str) -> "list[Bound]":
     if user_pairs().named(name) is None:
         return []
     task = find_task(None)
-    named = choose_models(Options(pair=name, explicit=frozenset({"pair"})), task)
+    try:
+        named = choose_models(Options(pair=name, explicit=frozenset({"pair"})), task)
+    except UsageError:
+        return []
     measured = {role: one.costs for role, one in find_measurements(named.sources, named.load).items()}
     costs = None if named.price else PairCosts.of(measured)
     if costs is None:

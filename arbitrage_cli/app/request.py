@@ -4,7 +4,7 @@ If the command continues a run, what was not typed now is restored from the run 
 no request is sent. This module imports NumPy, so commands import it only when they need it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,13 @@ from arbitrage_cli.types import WRITING, ModelRole, frozen
 Use = Literal["run", "chat", "serve", "calls"]
 """What the models are opened for: for the policies of a run; for chat, also draft and target; for serve, also the checker; for
 calls from Python, all models that were named."""
+
+FOR_OTHER_POLICIES: Mapping[Use, frozenset[str]] = {
+    "chat": frozenset({"router", "early_stop"}),
+    "serve": frozenset({"router", "early_stop", "check"}),
+    "calls": frozenset({"router", "early_stop", "check", "prm"}),
+}
+"""Options that may be used although the default policy does not need them: a later question or call may select another."""
 
 
 @frozen
@@ -110,13 +117,17 @@ class Request:
         return [policy for policy, _ in self.policies]
 
     @property
+    def all_policies(self) -> list[Policy]:
+        """The policies of the run that the request continues, and those that are asked for now."""
+        begun = [route.policy for route in self.began.run.routes] if self.began else []
+        return [*begun, *self.asked]
+
+    @property
     def writes_whole(self) -> bool:
         """Whether answers are compared and all models write only whole solutions, so that no answer has to be continued."""
-        begun = [route.policy for route in self.began.run.routes] if self.began else []
-        policies = [*begun, *self.asked]
-        if self.use != "run" or any(policy.routes_steps for policy in policies):
+        if self.use != "run" or any(policy.routes_steps for policy in self.all_policies):
             return False
-        return any(policy.compares_answers for policy in policies)
+        return any(policy.compares_answers for policy in self.all_policies)
 
     def models_for(self, policies: Sequence[Policy]) -> dict[ModelRole, str]:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
@@ -153,8 +164,8 @@ def ask(
         options = replace(options, concurrency=1)
         if options.policy is None and routing.policy and find_policy(routing.policy).compares_answers:
             routing = options
-    for_calls = {"calls": {"router", "prm", "check"}, "serve": {"check"}}.get(use, set())
-    route = choose_route(task, named, replace(routing, explicit=routing.explicit - for_calls))
+    for_others = FOR_OTHER_POLICIES.get(use, frozenset())
+    route = choose_route(task, named, replace(routing, explicit=routing.explicit - for_others))
     if use in ("chat", "serve"):
         compares_answers = use == "serve" and task.has_answers
         offered = selectable(has_router=named.has_router, is_local=named.is_local, compares_answers=compares_answers)
@@ -315,7 +326,7 @@ def ask_for_run(
     began = Begun(earlier, path, fetching(options, display)) if earlier else None
     request = ask(options, task, run.reward, began, others=(kept, run))
     samples = getattr(run, "samples", 1)
-    refuse_sampling(request.asked, request.options.temperature, samples)
+    refuse_sampling(request.all_policies, request.options.temperature, samples)
     return AskedRun(request, selected, path, samples)
 
 

@@ -137,6 +137,15 @@ def test_a_checker_on_a_server_leaves_the_pair_on_this_machine(monkeypatch: pyte
     assert "the draft is" in refused(ask, Options(**served, policy="speculative"), MATH).message
 
 
+@pytest.mark.parametrize("use", ["chat", "serve"])
+def test_a_router_may_be_named_for_another_policy_than_the_default(use: Use) -> None:
+    options = typed(policy="target", router="builtin:universal", early_stop=True)
+    router = ask(options, MATH, use=use).named.router
+    assert router
+    assert router.source == "builtin:universal"
+    assert refused(ask, options, MATH).option == "router"
+
+
 @pytest.mark.parametrize("task", ["math", "choice"])
 def test_advice_is_for_a_task_whether_an_option_or_the_data_set_names_it(task: str) -> None:
     assert advised(ask(typed(task=task), find_task(task))) == advised(ask(Options(), find_task(task)))

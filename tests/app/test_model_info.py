@@ -21,7 +21,7 @@ from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.display.facts import bound_fact
 from arbitrage_cli.model_files.checksums import identify, known_sha256
 from arbitrage_cli.model_files.hub import HubName
-from arbitrage_cli.model_files.pairs import read_pairs
+from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
 
 HUB, SERVED = "user/Draft-GGUF", "http://127.0.0.1:9/v1"
 
@@ -119,3 +119,6 @@ def test_bounds_of_a_pair_need_its_token_costs(tmp_path: Path, monkeypatch: pyte
     assert all(bound.at_most >= bound.likely > 1 for bound in found.values())
     assert all(name in bound_fact(bound)[0] for name, bound in found.items())
     assert pair_bounds("builtin:draft") == []
+    check = ModelEntry("https://api.example.com/v1/model", api_key_env="NO_SUCH_KEY")
+    add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], name="mine", check=check))
+    assert pair_bounds("mine") == []

@@ -59,6 +59,13 @@ def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
     assert (error.option, "toy" in error.message) == ("think", True)
 
 
+@pytest.mark.parametrize(("think", "thinks"), [({}, "on"), ({"think": "off"}, "off"), ({"think": "0"}, "off")])
+def test_a_checker_thinks_if_it_does_by_itself_unless_thinking_is_off(think: dict[str, str], thinks: str) -> None:
+    with serving() as (server, check):
+        server.backend.chat_template = TEMPLATE + "{% if enable_thinking | default(true) %}<think>\n{% endif %}"
+        assert decided(routed("scripted:target", "agree", check=check, **think)).settings.check_thinking == thinks
+
+
 def test_a_run_keeps_the_thinking_that_was_decided_and_is_shown_without_its_servers(here: Path) -> None:
     with serving() as (server, target), serving() as (_, check):
         server.backend.chat_template = TEMPLATE + "<think>\n"
