@@ -92,7 +92,7 @@ WITHOUT_REASON = (
 
 OTHER_CONVENTION = (
     "if the server supports /completions, set the model's template in pairs.toml; if not, set continuation in the table of "
-    f"the pair's target ({', '.join(CONTINUATIONS)}), or use another model"
+    f"the pair's target ({', '.join(CONTINUATIONS)}), or use solve --policy agree or bench --policy target,agree"
 )
 WITHOUT_THINKING = (
     "use a model without thinking, or set chat_template_kwargs = { enable_thinking = false } in the pair if the server "
