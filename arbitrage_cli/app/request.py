@@ -1,7 +1,8 @@
-"""Checks what a command or a call asks for, before anything is downloaded or measured. `app.decide` decides the rest.
+"""Checks what a command or a call asks for, before anything is measured. `app.decide` decides the rest.
 
 If the command continues a run, what was not typed now is restored from the run first (`app.resume`). No model is loaded, and
-no request is sent. This module imports NumPy, so commands import it only when they need it.
+no server of a model is asked. Only two things are downloaded here: a data set, and the models that were typed when a run is
+continued. This module imports NumPy, so commands import it only when they need it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -159,11 +160,8 @@ def ask(
     typed, options = options.explicit, restored_options(options, _run_of(began))
     named = _models_of(options, task, began, typed)
     routing = _with_usual_routing(options, named, _run_of(began))
-    if use == "chat":
-        refuse(typed, "concurrency", "a chat solves one problem at a time")
-        options = replace(options, concurrency=1)
-        if options.policy is None and routing.policy and find_policy(routing.policy).compares_answers:
-            routing = options
+    if use == "chat" and options.policy is None and routing.policy and find_policy(routing.policy).compares_answers:
+        routing = options
     for_others = FOR_OTHER_POLICIES.get(use, frozenset())
     route = choose_route(task, named, replace(routing, explicit=routing.explicit - for_others))
     if use in ("chat", "serve"):

@@ -21,7 +21,7 @@ from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy, refuse_sampling
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
 from arbitrage_cli.runs.records import Explain, RunInfo
-from arbitrage_cli.runs.run import Setup
+from arbitrage_cli.runs.run import MACHINE, Setup
 from arbitrage_cli.types import WRITING, Json, Limits, ModelRole, Trace
 
 log = logging.getLogger("arbitrage.session")
@@ -177,7 +177,7 @@ class Session:
         found: Json = {}
         if any(model.sha256 for model in decided.models.values()):
             now = machine_facts(computes=True)
-            known = {name: before for name in ("cpu", "gpu", "llama_cpp_python") if (before := decided.machine[name])}
+            known = {name: before for name in MACHINE if (before := decided.machine[name])}
             found = {name: now[name] for name, before in known.items() if now[name] != before}
         if threads := {role: number for role, number in plan.threads.items() if number != decided.models[role].threads}:
             found["threads"] = threads

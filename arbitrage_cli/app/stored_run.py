@@ -7,7 +7,7 @@ import contextlib
 import math
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from arbitrage_cli import __version__
@@ -24,10 +24,8 @@ from arbitrage_cli.problems.rows import Dataset
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA
-from arbitrage_cli.runs.run import Asked, DataSet, Run
+from arbitrage_cli.runs.run import MACHINE, Asked, DataSet, Run
 from arbitrage_cli.types import Finished, Json, Trace
-
-CHANGES: Mapping[str, str] = {"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"}
 
 
 class StoredRun(ABC):
@@ -163,8 +161,8 @@ def _continued(session: Session, folder: RunFolder, began: Run, selected: Select
         names = ", ".join(one.route.label for one in added)
         warnings.append(f"measured later than the other policies, so the machine's speed may have changed: {names}")
     for name, now in session.conditions.items():
-        if name in CHANGES:
-            warnings.append(f"the {CHANGES[name]} changed during the run: {decided.machine[name]}, then {now}")
+        if name in MACHINE:
+            warnings.append(f"the {MACHINE[name]} changed during the run: {decided.machine[name]}, then {now}")
     if began.tool != __version__:
         warnings.append(f"the results come from two versions of arbitrage: {began.tool} and {__version__}")
     changed |= {"asked": asked, "decided": decided, "places": {**began.places, **session.plan.places}}

@@ -4,9 +4,8 @@ Attempts are paired by problem ID, question and sample.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.figures import Estimate, flat
@@ -14,12 +13,10 @@ from arbitrage_cli.evaluation.metrics import difference_interval
 from arbitrage_cli.evaluation.speed import Units, change_of_speed, share_of, speedup, with_computed_seconds, work
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired, results_by_policy
-from arbitrage_cli.runs.run import Run
+from arbitrage_cli.runs.run import MACHINE, Run
 from arbitrage_cli.types import Json, frozen
 
 BETWEEN_RUNS = 2.5  # a machine's change of speed between runs, as a multiple of the change within a run: tests/benchmarks
-MACHINE: Mapping[str, str] = MappingProxyType({"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"})
-"""The facts about a machine that affect times, by their names in run.json."""
 
 
 @frozen

@@ -3,7 +3,9 @@
 One type writes, checks and reads it. A run that continues reads what was decided, and never works it out again.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError
@@ -21,6 +23,9 @@ from arbitrage_cli.runs.records import BENCH, COLLECT, Kind, Level, Tau, tau_in_
 from arbitrage_cli.runs.rows import Count, PolicyName, Record
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.types import Bill, Finished, Json, Limits, ModelRole
+
+MACHINE: Mapping[str, str] = MappingProxyType({"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"})
+"""The facts about a machine that affect times, by their names in run.json."""
 
 
 class Asked(Record):

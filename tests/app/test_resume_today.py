@@ -19,7 +19,6 @@ from arbitrage_cli.api import open_pair
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.request import ask
-from arbitrage_cli.app.start import open_session
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
 from arbitrage_cli.errors import DamagedRunError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
@@ -166,12 +165,6 @@ def test_notes_of_the_beginning_do_not_return() -> None:
         solve(Path(), Options(), display=display)
         assert sum("as advised" in note for note in display.notes) == count
         stop_after(1, Path("out.jsonl"))
-
-
-def test_a_chat_follows_its_advice_whatever_the_concurrency_of_other_commands_is() -> None:
-    keep_advice(tuned_file(), StoredAdvice(advised(ask(Options(), MATH, use="chat")), "speculative", CREATED))
-    with open_session(ask(Options(concurrency=8), MATH, use="chat"), Shown()) as session:
-        assert session.route.policy.name == "speculative"
 
 
 def test_a_call_uses_the_checker_of_the_pair() -> None:
