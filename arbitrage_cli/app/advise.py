@@ -24,6 +24,7 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import DRAFT_ALONE, TARGET_ALONE
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
+from arbitrage_cli.runs.records import ADVISE
 from arbitrage_cli.runs.rows import AttemptRow
 
 COSTS_TIME = 1 / 10  # share of the time for the measurement of token costs
@@ -107,7 +108,7 @@ def advise(
     ):
         # In a pseudo-random order, the first problems are a representative sample.
         drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
-        run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", ends=ends)
+        run = BenchRun(session, replace(selected, items=drawn), folder, name=ADVISE, ends=ends)
         prices = session.decided.prices
         bounds = bounds_of_run(run.run, prices)
         advisor = _Advisor(run, ends, bounds)

@@ -20,8 +20,8 @@ from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.problems.tasks import Task, find_task
-from arbitrage_cli.runs.folder import ADVISE, begun_run
-from arbitrage_cli.runs.records import BENCH
+from arbitrage_cli.runs.folder import ADVICE, begun_run
+from arbitrage_cli.runs.records import ADVISE
 from arbitrage_cli.types import Fields
 
 MOST_PROBLEMS = 40
@@ -39,7 +39,7 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tu
         request, selected = _ask(options, advice, None)
         fetch(request.models_for(request.asked), display, offline=options.offline)  # the folder is named after the files
         path = _default_path(request, selected)
-    earlier = None if advice.fresh else begun_run(path, BENCH)
+    earlier = None if advice.fresh else begun_run(path, ADVISE)
     began = Begun(earlier, path, fetching(options, display)) if earlier else None
     request, selected = _ask(options, advice, began)
     if selected.dataset.name == "builtin" and not advice.dataset:
@@ -77,7 +77,7 @@ def _default_path(request: Request, selected: Selection) -> Path:
     """Return the default run folder. Other models, settings or problems have another folder."""
     pair = advised_pair(request, router_of_request(request))
     content = json.dumps([asdict(pair), selected.dataset.sha256])
-    path = default_folder(selected.dataset.name, names_of(request.options), prefix=ADVISE)
+    path = default_folder(selected.dataset.name, names_of(request.options), prefix=ADVICE)
     return path.with_name(f"{path.name}--{hashlib.sha256(content.encode()).hexdigest()[:8]}")
 
 

@@ -27,7 +27,7 @@ from arbitrage_cli.rewards import Continuations, with_rollouts
 from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
-from arbitrage_cli.runs.records import BENCH, attempt_error
+from arbitrage_cli.runs.records import ADVISE, BENCH, Command, attempt_error
 from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.types import Fields, Finished, Grade, Problem, Trace
@@ -63,7 +63,7 @@ class BenchRun(StoredRun):
         folder: RunFolder,
         *,
         samples: int = 1,
-        name: str = BENCH,
+        name: Command = BENCH,
         ends: float = math.inf,
     ) -> None:
         self.results = list[Result]()
@@ -77,7 +77,7 @@ class BenchRun(StoredRun):
         if card and (known := sum(card.known(item.problem.question for item in items))):
             which = f"{known} of these {len(items)} problems"
             warnings = [f"router {card.name} was trained on {which}, so its results are too optimistic"]
-        details = {"samples": samples, "warnings": warnings, "skips_attempts": name != BENCH}
+        details = {"samples": samples, "warnings": warnings, "skips_attempts": name == ADVISE}
         super().__init__(session, selected, folder, attempts, name, ends, **details)
 
     def measure(self, attempts: Iterable[Attempt], is_kept: Callable[[AttemptRow], bool] = lambda row: True) -> None:

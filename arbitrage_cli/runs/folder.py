@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.numbers.formatting import count
-from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, SOLVE, AttemptKey, Kind, to_json
+from arbitrage_cli.runs.records import ADVISE, BENCH, RUN_SCHEMA, SOLVE, AttemptKey, Command, Kind, to_json
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import (
@@ -52,7 +52,7 @@ NEW_RUN = "run.json.new"
 MAX_RESULTS = 1 << 34  # bytes
 MAX_LINE = 1 << 26
 
-ADVISE = "advise--"  # the beginning of the names of folders of `advise`
+ADVICE = "advise--"  # the beginning of the names of folders of `advise`
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _ELSEWHERE = "use another --output"
 _RESTORE = f"restore it from a backup, or {_ELSEWHERE}"
@@ -100,16 +100,20 @@ class Contents:
         return map(Result.of, self.rows)
 
 
-def begun_run(folder: Path, kind: str, results: Path | None = None) -> "Run | None":
+def begun_run(folder: Path, command: Command, results: Path | None = None) -> "Run | None":
     """Return the run that a command would continue, or None if the folder has no rows. `results` is as in `RunFolder`.
 
-    Raises the same errors as `RunFolder`.
+    Raises the same errors as `RunFolder`, and UsageError if the run is one of another command.
     """
     rows = results or folder / RESULTS
     with os_errors(UsageError, f"{rows.parent}: cannot be used for a run", _ELSEWHERE):
         _refuse_links(folder, rows, folder / RUN)
-        has_rows = rows.is_file() and rows.stat().st_size and (folder / RUN).exists()
-        return _read_run(folder, kind) if has_rows else None
+        if not (rows.is_file() and rows.stat().st_size and (folder / RUN).exists()):
+            return None
+        run = _read_run(folder, BENCH if command == ADVISE else command)
+    if run.command != command:
+        raise _of_another_command(folder, command, run)
+    return run
 
 
 def begun_file(path: Path) -> "Run | None":
@@ -147,7 +151,7 @@ def list_runs(folder: Path) -> list[Json]:
     """
     with os_errors(UsageError, f"{folder}: cannot be read", "use another folder"):
         found = [path for path in folder.iterdir() if has_run(path)] if folder.is_dir() else []
-    found = [path for path in found if not path.name.startswith(ADVISE)]
+    found = [path for path in found if not path.name.startswith(ADVICE)]
     return sorted(filter(None, map(_listing_record, found)), key=lambda record: record["age_seconds"])
 
 
@@ -381,11 +385,15 @@ def _read_run(folder: Path, kind: str | None) -> "Run":
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path}: {error}", hint) from error
     if kind and run.kind != kind:
-        raise UsageError(
-            f"{folder}: expected a run of arbitrage {kind}, found a run of arbitrage {run.kind}",
-            f"use a run of arbitrage {kind}",
-        )
+        raise _of_another_command(folder, kind, run)
     return run
+
+
+def _of_another_command(folder: Path, expected: str, run: "Run") -> UsageError:
+    return UsageError(
+        f"{folder}: expected a run of arbitrage {expected}, found a run of arbitrage {run.command}",
+        f"use a run of arbitrage {expected}, or another folder",
+    )
 
 
 def _lock(folder: Path) -> "FileLock":

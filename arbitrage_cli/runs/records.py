@@ -37,6 +37,9 @@ BENCH: Final = "bench"
 COLLECT: Final = "collect"
 SOLVE: Final = "solve"
 """The kinds of runs, named after the commands that create them."""
+ADVISE: Final = "advise"
+Command = Literal[Kind, "advise"]
+"""The commands that create runs. A run of `advise` is a benchmark that skips attempts."""
 
 NO_COST = Cost()
 

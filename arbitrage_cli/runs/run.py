@@ -19,7 +19,7 @@ from arbitrage_cli.routing.checker import Thinking
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.router import TrainedModel
-from arbitrage_cli.runs.records import BENCH, COLLECT, Kind, Level, Tau, tau_in_json
+from arbitrage_cli.runs.records import ADVISE, BENCH, COLLECT, Command, Kind, Level, Tau, tau_in_json
 from arbitrage_cli.runs.rows import Count, PolicyName, Record
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.types import Bill, Finished, Json, Limits, ModelRole
@@ -220,6 +220,11 @@ class Run(Record):
 
     def changed(self, **values: Any) -> Self:
         return self.model_copy(update=values)
+
+    @property
+    def command(self) -> Command:
+        """The command that made the run: `advise`, or that of its kind."""
+        return ADVISE if self.skips_attempts else self.kind
 
     @property
     def routes(self) -> list[Route]:

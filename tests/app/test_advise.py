@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MATH, SCRIPTED, Shown, typed
+from commands import MATH, SCRIPTED, Shown, bench, refused, typed
 from commands import advised as conditions
-from faults import rows_of
+from faults import rows_of, write_problems
 from made_up_runs import make_row, parsed
 from made_up_tuning import FAST_READER, pretend, unit_costs
 from pairs_file import add_pair
@@ -22,7 +22,7 @@ from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.request import ask_to_compare
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
-from arbitrage_cli.errors import OutputError
+from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.model_files.pairs import advised_lines, read_pairs, router_file
 from arbitrage_cli.runs.folder import read_run_folder
@@ -147,6 +147,20 @@ def test_other_settings_begin_another_run(attempts: Pretend) -> None:
     for options in (Options(), Options(), typed(max_tokens=8)):
         advised(options, output=None)
     assert len([*Path("runs").iterdir()]) == 2
+
+
+def test_a_benchmark_is_no_advice(home: Path, attempts: Pretend) -> None:
+    """Neither command continues a run of the other, or changes it."""
+    write_problems(home / "problems.jsonl", ["2 + 3"])
+    options = typed(**SCRIPTED, policy="target")
+    bench(home, options)
+    before = (home / "run" / "run.json").read_bytes()
+    assert isinstance(refused(advised, typed(**SCRIPTED)), UsageError)
+    assert (home / "run" / "run.json").read_bytes() == before
+    attempts(1, CAREFUL_PAYS)
+    advised(Options(), output="advice")
+    assert isinstance(refused(bench, home, options, output_folder=home / "advice"), UsageError)
+    assert read_run_folder(home / "advice").run.skips_attempts
 
 
 def test_the_target_solves_each_problem_first() -> None:
