@@ -38,7 +38,7 @@ class Advice:
 
     `bounds` tell how much each policy can save at most, as far as this follows from the costs of tokens. Without a verdict,
     `finished` counts the problems that all policies finished, and `minutes` is the time limit with which there would probably
-    be one.
+    be one, or None if more time does not help.
     """
 
     verdict: Verdict
@@ -119,7 +119,7 @@ def advise(
                 _tell_of(bounds, "price" if prices else "time", display)
                 run.measure(advisor.attempts(), advisor.is_kept)
             run.compare_earlier()
-        found, decided = advisor.judged()
+        found, decided = advisor.judge()
         finished, minutes = advisor.finished, advisor.minutes_needed(advice.minutes)
     plan = session.plan
     if decided.is_decided and plan.advised:
@@ -166,7 +166,7 @@ class _Advisor:
         self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, *self._rank(attempt.route)))
         self._seconds = _seconds_until(ends)
         self._block: int | None = None
-        self._decided = self.judged()[1]
+        self._decided = self.judge()[1]
 
     @property
     def is_done(self) -> bool:
@@ -183,22 +183,25 @@ class _Advisor:
         """Return whether a row is stored. The row of an attempt that ended at its time limit is not stored."""
         return row.status == "done" or time.monotonic() < self._attempt_ends
 
-    def judged(self) -> tuple[RunFigures, Verdict]:
-        """Return the figures and the verdict on the attempts so far."""
+    def judge(self) -> tuple[RunFigures, Verdict]:
+        """Judge the attempts so far. Return the figures and the verdict."""
         found = figures(self._run.run, self._run.results)
         if found.verdict is None:
             raise DefectError("advise has no policy to compare")
+        self._decided = found.verdict
         return found, found.verdict
 
     @property
     def finished(self) -> int:
-        """The number of problems that all policies finished that were tried."""
+        """The number of problems that all policies finished, without hopeless policies, when they were last judged."""
         return min((one.num_problems for one in self._decided.candidates if not one.is_hopeless), default=0)
 
     def minutes_needed(self, minutes: float) -> float | None:
         """Return the time limit with which there would probably be a verdict, or None if more time does not help."""
-        self._decided = self.judged()[1]
-        if self._decided.confidence is not None or self.finished >= MIN_PROBLEMS:
+        tried = [attempt for attempt in self._todo if not self._is_hopeless(attempt)]
+        left = {attempt.id for attempt in tried if attempt.key not in self._run.folder.statuses}
+        is_known = self._decided.confidence is not None or self.finished >= MIN_PROBLEMS
+        if is_known or self.finished + len(left) < MIN_PROBLEMS:
             return None
         used = min(minutes, (time.monotonic() - self._began) / 60 / USED)
         return float(math.ceil(used * (MIN_PROBLEMS + 1) / max(self.finished, 0.5)))
@@ -209,11 +212,15 @@ class _Advisor:
         return (1, 0.0) if route.policy is DRAFT_ALONE else (2, -self._chances.get(route, 1.0))
 
     def _is_needed(self, attempt: Attempt) -> bool:
-        if self._block != attempt.block and not self._decided.is_final:
-            self._block, self._decided = attempt.block, self.judged()[1]
-        if self._decided.is_final or not _seconds_until(self._ends):
+        if not _seconds_until(self._ends):
             return False
-        return attempt.route not in {one.route for one in self._decided.candidates if one.is_hopeless}
+        if self._block != attempt.block and not self._decided.is_final:
+            self._block = attempt.block
+            self.judge()
+        return not self._decided.is_final and not self._is_hopeless(attempt)
+
+    def _is_hopeless(self, attempt: Attempt) -> bool:
+        return any(one.is_hopeless for one in self._decided.candidates if one.route == attempt.route)
 
 
 def _seconds_until(ends: float) -> float:

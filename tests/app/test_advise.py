@@ -83,8 +83,10 @@ def made_up(attempt: Attempt, seconds: float) -> AttemptRow:
     )
 
 
-def advised(options: Options, output: str | None = "run", display: Shown | None = None) -> Advice:
-    given = AdviceOptions(output_folder=Path(output) if output else None, minutes=1.0)
+def advised(
+    options: Options, output: str | None = "run", display: Shown | None = None, dataset: str | None = None
+) -> Advice:
+    given = AdviceOptions(dataset, output_folder=Path(output) if output else None, minutes=1.0)
     return advise_pair(options, given, display or Shown())[0]
 
 
@@ -131,6 +133,16 @@ def test_advice_that_cannot_be_stored_is_given(attempts: Pretend, monkeypatch: p
     attempts(20, CAREFUL_PAYS)
     assert advised(Options(), display=(shown := Shown())).policy == "arbitrage"
     assert "cannot be stored" in shown.notes[-1]
+
+
+@pytest.mark.parametrize(("count", "num_solved", "helps"), [(3, 3, False), (4, 2, False), (6, 2, True)])
+def test_more_time_is_recommended_if_there_are_enough_problems(
+    home: Path, attempts: Pretend, count: int, num_solved: int, helps: bool
+) -> None:
+    questions = write_problems(home / "some.jsonl", [f"{number} + 5" for number in range(count)])
+    attempts(num_solved, CAREFUL_PAYS)
+    made = advised(Options(), dataset=str(questions))
+    assert (made.confidence, made.finished, made.minutes is not None) == (None, num_solved, helps)
 
 
 def test_the_report_shows_the_figures_of_the_advice(attempts: Pretend) -> None:
