@@ -121,13 +121,15 @@ def bill(prices: Prices, finished: Finished) -> Bill | None:
     check = trace.check
     is_routed = any(decision.draft for decision in trace.decisions)
     steps = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
-    steps += [*(check.discarded if check else []), *trace.rollouts]
-    costs = {role: [step.cost for step in (*steps, *finished.abandoned) if step.model == role] for role in prices}
+    steps += [*(check.discarded if check else []), *trace.rollouts, *finished.abandoned]
+    costs = {role: [step.cost for step in steps if step.model == role] for role in prices}
+    # These models are on this machine, which counts all tokens.
+    others: ByRole[list[Cost]] = {"draft": [step.speculation_cost for step in steps], "prm": [finished.reward_cost]}
     kept = [[cost for cost in own if cost.seconds] for own in costs.values()]  # abandoned steps have no time
     if not all(has_prompts(own, is_single=bool(check) or not is_routed) for own in kept):
         return None
     whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=trace.num_tokens)
-    spent = math.fsum(price.of(sum(costs[role], Cost())) for role, price in prices.items())
+    spent = math.fsum(price.of(sum([*costs[role], *others.get(role, [])], Cost())) for role, price in prices.items())
     is_estimated = (is_routed or check) and finished.prompt_tokens
     return Bill(spent, prices["target"].of(whole) if is_estimated else None)
 

@@ -1,16 +1,17 @@
 """Prices: their notation, and the figures computed from them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from made_up_runs import as_run, figures, make_run, results
 
-from arbitrage_cli.costs.pair import Price, parse_prices
+from arbitrage_cli.costs.pair import Price, bill, parse_prices
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.runs.records import tally_of
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.runs.rows import WrittenStep
-from arbitrage_cli.types import Cost
+from arbitrage_cli.types import Check, Cost, Decision, Finished, Limits, Problem, Step, Trace
 
 
 def report(step: dict[str, Any], prompt_tokens: int) -> None:
@@ -108,6 +109,22 @@ def test_nothing_is_saved_against_a_free_target(text: str) -> None:
     policies = figures(made.run, made.rows, prices=parse_prices(text))["policies"]
     assert [one["price"] > 0 for one in policies] == [one["policy"] != "target" for one in policies]
     assert {(one["saving"], one["saving_interval"]) for one in policies} == {(None, None)}
+
+
+def test_a_problem_has_the_price_of_its_attempt() -> None:
+    """The draft's speculation, the solutions of a check, rollouts and ratings have the same prices in both."""
+    prices = parse_prices("draft=1/2,target=3/4,prm=5/6,check=7/8")
+    cost = Cost(prefill_tokens=50, decode_tokens=10, decode_seconds=1.0)
+    draft, check, target = (Step(role, "t", 10, cost, "separator") for role in ("draft", "check", "target"))
+    speculated = replace(target, speculation_cost=Cost(decode_tokens=40, decode_seconds=0.5))
+    trace = Trace(Problem("p", "?"), Limits(), [Decision(speculated, draft=draft, target=speculated)])
+    trace.check = Check({"draft": "4", "check": "5"}, False, [draft, check])
+    trace.rollouts.append(target)
+    finished = Finished(trace, reward_cost=cost, prompt_tokens=50)
+    billed = bill(prices, finished)
+    assert billed
+    costs = tally_of(finished).costs
+    assert billed.spent == pytest.approx(sum(prices[role].of(costs[role]) for role in prices))
 
 
 @pytest.mark.parametrize("role", ["prm", "check"])
