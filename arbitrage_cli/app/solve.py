@@ -41,12 +41,22 @@ class Destination:
     """Where results go, and what the display shows.
 
     Without a `path`, no file is written. If `answers_follow` is true, the answers are written to the terminal of the display.
+    If `notes_unanswered` is true, a note says that a solution has no answer.
     """
 
     path: Path | None
     line_of: LineOf
     answers_follow: bool = False
     explains: bool = False
+    notes_unanswered: bool = False
+
+
+@frozen
+class _Line:
+    """What standard output gets of a result, or None, and a note if the line lacks an answer."""
+
+    text: str | None
+    note: str | None
 
 
 def solve_problems(
@@ -86,16 +96,19 @@ def _open_file(path: Path) -> RunFolder:
 
 
 class Solutions(AbstractContextManager["Solutions"]):
-    """Writes the lines of results in problem order and counts all results, new results and errors."""
+    """Writes the lines of results in problem order and counts all results, new results and errors.
+
+    `num_unanswered` counts the lines that were written and are empty.
+    """
 
     def __init__(self, problems: Problems, display: Display, destination: Destination, folder: RunFolder | None) -> None:
-        self.num_done = self.num_new = self.num_failed = 0
+        self.num_done = self.num_new = self.num_failed = self.num_unanswered = 0
         self._problems, self._display, self._destination, self._folder = problems, display, destination, folder
-        self._in_order = InOrder[str | None]()
-        self._stored: dict[InputPlace, tuple[str, str | None]] = {}  # status and line, in the order of the last attempts
+        self._in_order = InOrder[_Line]()
+        self._stored: dict[InputPlace, tuple[str, _Line]] = {}  # status and line, in the order of the last attempts
         for row in folder.rows if folder else ():
             self._stored.pop(place := _place_in(row), None)
-            self._stored[place] = row.status, destination.line_of(row.to_dict())
+            self._stored[place] = row.status, self._line_of(row)
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OutputError):  # an output error is already being raised
@@ -166,11 +179,11 @@ class Solutions(AbstractContextManager["Solutions"]):
         failed: dict[InputPlace, Problem] = {}
         for line in self._problems.rows():
             self._in_order.expect(place := _place_of(line))
-            status, text = self._stored.get(place, (None, None))
-            if status == "done" or (status and not isinstance(line, Problem)):
+            status, earlier = self._stored.get(place, (None, None))
+            if earlier and (status == "done" or not isinstance(line, Problem)):
                 self.num_done += 1
                 self.num_failed += status == "error"
-                self._put(place, text)
+                self._put(place, earlier)
             elif not isinstance(line, Problem):
                 self._add_unusable(SolutionLine.unusable(line.number, line.reason))
             elif status:
@@ -215,16 +228,25 @@ class Solutions(AbstractContextManager["Solutions"]):
         self.num_done += 1
         self.num_new += 1
         self.num_failed += row.status == "error"
-        self._in_order.put(_place_in(row), self._destination.line_of(row.to_dict()))
+        self._in_order.put(_place_in(row), self._line_of(row))
 
-    def _put(self, place: InputPlace, line: str | None) -> None:
+    def _line_of(self, row: SolveRecord) -> _Line:
+        text = self._destination.line_of(row.to_dict())
+        is_noted = self._destination.notes_unanswered and text == "" and not row.error
+        return _Line(text, f"problem {row.id}: the solution has no answer" if is_noted else None)
+
+    def _put(self, place: InputPlace, line: _Line) -> None:
         self._in_order.put(place, line)
         self._write(self._in_order.ready())
 
-    def _write(self, lines: Iterable[str | None]) -> None:
+    def _write(self, lines: Iterable[_Line]) -> None:
         for line in lines:
-            if line is not None:
-                self._display.result(line)
+            if line.text is None:
+                continue
+            self._display.result(line.text)
+            self.num_unanswered += not line.text
+            if line.note:
+                self._display.note(line.note)
 
 
 def _place_of(line: InputLine) -> InputPlace:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arbitrage_cli.app.options import SOME_FAILED, InputOptions, Options, ResultFormat
-from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, say
 from arbitrage_cli.display import wording
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.types import Fields, frozen
+from arbitrage_cli.types import frozen
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.solve import Solutions
@@ -96,35 +95,22 @@ def solve(
     with command_display(output) as display:
         request = ask_to_solve(options, path, display)
         request = replace(request, concurrency=1) if is_single else request
-        lines = _Lines(form, display, is_single=is_single, is_quiet=output.quiet)
-        answers_follow = form == "text" and sys.stdout.isatty()
         solved = solve_problems(
             session_of(request),
             Source(problems, source, request.task.forms),
-            Destination(path, lines.line_of, answers_follow, results.explain),
+            Destination(
+                path,
+                lambda record: wording.result(record, form, is_single=is_single) if form else None,
+                answers_follow=form == "text" and sys.stdout.isatty(),
+                explains=results.explain,
+                notes_unanswered=output.quiet,  # otherwise the view says it
+            ),
             display,
             request.concurrency,
         )
     if path:
         say(_conclusion(solved, path), output)
-    return SOME_FAILED if solved.num_failed or lines.num_unanswered else 0
-
-
-class _Lines:
-    """Formats results for standard output, and counts those without an answer."""
-
-    def __init__(self, form: ResultFormat | None, display: Display, *, is_single: bool, is_quiet: bool) -> None:
-        self._form, self._display = form, display
-        self._is_single, self._is_quiet = is_single, is_quiet
-        self.num_unanswered = 0
-
-    def line_of(self, record: Fields) -> str | None:
-        line = wording.result(record, self._form, is_single=self._is_single) if self._form else None
-        if line == "":
-            self.num_unanswered += 1
-            if self._is_quiet and not record["error"]:  # otherwise the view or the error says it
-                self._display.note(f"problem {record['id']}: the solution has no answer")
-        return line
+    return SOME_FAILED if solved.num_failed or solved.num_unanswered else 0
 
 
 def _check_quotes(problems: Sequence[str]) -> None:

@@ -73,6 +73,19 @@ def test_finished_results_are_saved_while_an_earlier_problem_is_unfinished(here:
     assert {one["id"]: one for one in records if one["id"] in saved} == saved  # none is solved again
 
 
+def test_only_lines_that_are_written_can_lack_an_answer(here: Path) -> None:
+    """A problem whose first attempt failed is solved by the second; a result outside the limit is not written."""
+    write_rows(here / "in.jsonl", [{"id": "a", "problem": "1 + 1"}, {"id": "b", "problem": "+".join(["1"] * 60)}])
+    command = ("-o", "out.jsonl", "--format", "text", "--max-tokens", "100")
+    assert (solve_file(here, *command).out, [row["answer"] for row in rows_of(here, "out.jsonl")]) == ("2\n\n", ["2", None])
+    first, last = rows_of(here, "out.jsonl")
+    failed = first | {"status": "error", "error": "lost", "stop": None, "text": "", "answer": None, "steps": []}
+    write_rows(here / "out.jsonl", [failed, last])
+    retried = solve_file(here, *command, "--limit", "1", "-q")
+    assert (retried.code, retried.out, retried.err) == (0, "2\n", "")
+    assert solve_file(here, *command, "-q").code == 1
+
+
 def test_damaged_run_json_is_refused_without_an_option_that_solve_lacks(here: Path) -> None:
     assert solve_file(here, "-o", "out.jsonl", "--limit", "1").code == 0
     (here / "out.jsonl.run" / "run.json").write_text("{")
