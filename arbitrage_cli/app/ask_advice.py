@@ -20,11 +20,12 @@ from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.problems.tasks import Task, find_task
-from arbitrage_cli.runs.folder import ADVICE, begun_run
+from arbitrage_cli.runs.folder import begun_run
 from arbitrage_cli.runs.records import ADVISE
 from arbitrage_cli.types import Fields
 
 MOST_PROBLEMS = 40
+ADVICE = "advise--"  # the beginning of the names of run folders
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".html", ".htm")
 RUNS = Path("runs")
+OF_ONE_RUN = {"page", "opens", "explain", "hide_thoughts", "regrade", "run_code", "price"}
+"""Options that have no effect on a list of runs."""
 First = Annotated[Path, typer.Argument(metavar="FIRST", help="Run folder of arbitrage bench.")]
 Second = Annotated[Path, typer.Argument(metavar="SECOND", help="Run folder of arbitrage bench.")]
 
@@ -57,7 +59,7 @@ def report(
 ) -> None:
     """Show the figures of a run as a table. With -o FILE.html, write an HTML page with a chart and all traces.
 
-    If no run is given, list all runs, newest first. Damaged rows are skipped, with a warning that names them.
+    Without RUN, list the runs of arbitrage bench, newest first. Damaged rows are skipped, with a warning that names them.
 
     \b
     Examples:
@@ -71,7 +73,7 @@ def report(
 
     if run is None or not has_run(run):
         with command_display(output):
-            _list(run, as_json=figures.json_line)
+            _list(run, explicit, as_json=figures.json_line)
         return
     if run_code and not regrade and "run_code" in explicit:
         raise UsageError("--run-code is used only with --regrade", "omit this option, or add --regrade")
@@ -136,8 +138,8 @@ def _write_page(path: Path, contents: "Contents", options: FigureOptions, *, hid
         write_atomically(path, page.encode())
 
 
-def _list(folder: Path | None, *, as_json: bool) -> None:
-    """List the runs in a folder. Raises UsageError if `folder` has no runs."""
+def _list(folder: Path | None, explicit: frozenset[str], *, as_json: bool) -> None:
+    """List the runs in a folder. Raises UsageError if `folder` has no runs, or if an option needs a single run."""
     from arbitrage_cli.display.facts import run_lines
     from arbitrage_cli.runs.folder import list_runs
 
@@ -145,6 +147,8 @@ def _list(folder: Path | None, *, as_json: bool) -> None:
     if not records and folder:
         reason = "contains no run" if folder.exists() else "does not exist"
         raise UsageError(f"{folder}: {reason}", "use the output folder of arbitrage bench")
+    if unused := sorted(explicit & OF_ONE_RUN):
+        raise UsageError("is used only with a run", "add the folder of a run, or omit this option", option=unused[0])
     if as_json:
         write_json(records)
         return

@@ -52,7 +52,6 @@ NEW_RUN = "run.json.new"
 MAX_RESULTS = 1 << 34  # bytes
 MAX_LINE = 1 << 26
 
-ADVICE = "advise--"  # the beginning of the names of folders of `advise`
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _ELSEWHERE = "use another --output"
 _RESTORE = f"restore it from a backup, or {_ELSEWHERE}"
@@ -151,7 +150,6 @@ def list_runs(folder: Path) -> list[Json]:
     """
     with os_errors(UsageError, f"{folder}: cannot be read", "use another folder"):
         found = [path for path in folder.iterdir() if has_run(path)] if folder.is_dir() else []
-    found = [path for path in found if not path.name.startswith(ADVICE)]
     return sorted(filter(None, map(_listing_record, found)), key=lambda record: record["age_seconds"])
 
 
@@ -162,7 +160,7 @@ def _listing_record(folder: Path) -> Json | None:
     try:
         contents = read_run_folder(folder, None)
         run = contents.run
-        if run.kind != BENCH:
+        if run.command != BENCH:
             return None
         statuses = {row.key: row.status for row in contents.rows}
     except ArbitrageError as error:

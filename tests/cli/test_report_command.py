@@ -187,7 +187,9 @@ AGE = 3.2 * 24 * 3600  # seconds
 def here(tmp_path: Path) -> Path:
     write_run_folder(tmp_path / "runs" / "one", make_run(3, columns=[("target", None), ("entropy", 0.5)]))
     write_run_folder(tmp_path / "runs" / "bad", make_run(1))
-    write_run_folder(tmp_path / "runs" / "advise--one", make_run(1))
+    advice = make_run(1)
+    advice.run["skips_attempts"] = True
+    write_run_folder(tmp_path / "runs" / "advice", advice)
     (tmp_path / "runs" / "bad" / "run.json").write_text("{}")
     (tmp_path / "runs" / "no run").mkdir()
     for path in (tmp_path / "runs").rglob("*"):
@@ -202,8 +204,20 @@ def test_runs_are_listed(here: Path) -> None:
     assert "runs/one\n  6/6 done, 3 days ago; made-up: target, entropy@0.5; " in shown.out
     assert "runs/bad\n  3 days ago; runs/bad/run.json: schema " in shown.out
     assert "no run" not in shown.out
-    assert "advise--" not in shown.out
+    assert "advice" not in shown.out
     records = {record["folder"]: record for record in json.loads(run("report", "--json", cwd=here).out)}
     assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
     assert run("report", cwd=here / "runs").code == 0
     assert_refused(run("report", "elsewhere", cwd=here), 2, "elsewhere: does not exist")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["-o", "page.html"], ["--open"], ["--explain"], ["--hide-thoughts"], ["--regrade"], ["--price", "target=1/1"]],
+    ids=" ".join,
+)
+def test_an_option_that_needs_a_run_is_refused_without_one(here: Path, option: list[str]) -> None:
+    for folder in ([], ["runs"]):
+        refused = run("report", *folder, *option, cwd=here)
+        assert_refused(refused, 2, {"-o": "--html"}.get(option[0], option[0]))
+    assert_refused(run("report", "elsewhere", *option, cwd=here), 2, "elsewhere: does not exist")
