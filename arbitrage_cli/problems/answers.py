@@ -5,6 +5,7 @@ numbers, upright fonts, units in brackets, and variable names.
 """
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 
 from arbitrage_cli.types import Fields, frozen
@@ -46,9 +47,14 @@ _PHRASE = re.compile(
     r"(?:\bthe (?:final |correct )?answer(?: is\b| ?:)|\bfinal answer(?: is\b| ?:)|^[ *#]*answer ?:|^####)[ *_:]*",
     re.IGNORECASE | re.MULTILINE,
 )
+# A sign, or the point of .5, does not follow a word or a number, as in 5-3, step.5 and 1.2.3.
+_SIGN = r"(?:(?<![0-9A-Za-z)}\]])[-\u2212\u2013](?:(?<!\$.)\\?\$)?)?"
+_POINT = r"(?<![0-9A-Za-z.)}\]])\."
+_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _NUMBER = re.compile(
-    r"(?:(?<![0-9A-Za-z)}\]])-)?"
-    r"(?:\\[dt]?frac\{-?[0-9]+\}\{[0-9]+\}|(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?(?:\\?%)?)"
+    rf"{_SIGN}(?:\\[dt]?frac\{{-?[0-9]+\}}\{{[0-9]+\}}"
+    rf"|(?:(?<![0-9A-Za-z.)}}\]])[0-9]+(?:\.[0-9]+)?|{_POINT}[0-9]+)[eE][-+\u2212]?[0-9]{{1,3}}(?![0-9A-Za-z])"
+    rf"|(?:{_INTEGER}(?:\.[0-9]+)?|{_POINT}[0-9]+)(?:/[0-9]+)?(?:\\?%)?)"
 )
 _ENCLOSED = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\b[ap]\.m)[.!?](?=\s|$)")
@@ -94,7 +100,7 @@ def _gold_texts(value: object) -> list[str]:
         text = value.rpartition("####")[2].strip()  # drops GSM8K's worked solution
         return [text] if text else []
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return [repr(value).removesuffix(".0")]
+        return [format(Decimal(repr(value)), "f").removesuffix(".0")]  # without an exponent
     if isinstance(value, list):
         return [text for part in value for text in _gold_texts(part)]
     return []
@@ -165,7 +171,7 @@ _SPELLINGS = (
     (r"(?<=[0-9]),(?=[0-9]{3}(?:,[0-9]{3})*$)", ""),
     (r"^(-?)([0-9]+) ([0-9]+)/([0-9]+)$", r"\1(\2+\\frac{\3}{\4})"),  # 3 1/2
 )
-_PLAIN_NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
+_PLAIN_NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _SYMBOL = r"(?:\\text\{[^{}]*\}|\\?[A-Za-z]+)(?:_(?:\{[^{}]*\}|\w))?(?:\([^()]*\))?"
 _NAME = re.compile(rf"^(?:(?:{_SYMBOL}|(?:[-+*/^0-9.,(){{}} ]|\\(?:times|cdot|div|frac))+) ?= ?)+")
