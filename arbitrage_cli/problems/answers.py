@@ -134,7 +134,7 @@ class Comparison:
 def compare(gold: str, answer: str) -> Comparison:
     if max(len(gold), len(answer)) > MAX_LENGTH:
         return Comparison(gold.strip() == answer.strip(), "long text")
-    gold, answer = normalise(gold), normalise(answer)
+    gold, answer = _apart(gold, answer)
     if ("=" in gold) != ("=" in answer):
         gold, answer = (_NAME.sub("", text) for text in (gold, answer))
     if _PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer):
@@ -144,6 +144,21 @@ def compare(gold: str, answer: str) -> Comparison:
     if _squeeze(gold) == _squeeze(answer):
         return Comparison(True, "text")
     return Comparison(None, "math-verify", gold, answer)
+
+
+def _apart(gold: str, answer: str) -> tuple[str, str]:
+    """Normalize both answers. A list of as many numbers as the gold answer has, such as `100,200`, stays a list."""
+    wanted = _numbers(gold, ", ")
+    for found in (_numbers(answer, ", "), _numbers(answer, ",")):
+        if len(found) == len(wanted) > 1:
+            return ", ".join(wanted), ", ".join(found)
+    return normalise(gold), normalise(answer)
+
+
+def _numbers(text: str, separator: str) -> list[str]:
+    """Return the plain numbers of a list, or an empty list if the text contains anything else."""
+    parts = [normalise(part) for part in text.split(separator)]
+    return parts if all(_PLAIN_NUMBER.fullmatch(part) for part in parts) else []
 
 
 _CHARACTERS = str.maketrans(

@@ -137,6 +137,27 @@ def test_different_expressions(grader: MathGrader, gold: str, answer: str) -> No
     assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == "incorrect"
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "value"),
+    [
+        ([100, 200], "100,200", "correct"),
+        ([100, 200], "$200,100$", "correct"),
+        ([1, 2, 345], "1,2,345", "correct"),
+        ([1000, 2000], "1,000, 2,000", "correct"),
+        (["1,000", "2,000"], "2000,1000", "correct"),
+        ("100, 200", "100,200", "correct"),
+        ([100, 200], "100,300", "incorrect"),
+        ([100, 200], "100,200,300", "incorrect"),
+        ([1000, 2], "1,000", "incorrect"),
+        ([100200], "100,200", "correct"),
+        ("100,200", "100,200", "correct"),
+        (["100,200"], "100200", "correct"),
+    ],
+)
+def test_commas_between_numbers_and_in_numbers(grader: MathGrader, gold: object, answer: str, value: str) -> None:
+    assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == value
+
+
 def test_a_reward_is_right_or_wrong_or_an_error(grader: MathGrader) -> None:
     assert is_correct(grader, "\\boxed{4}", {"answer": "4"})
     assert not is_correct(grader, "\\boxed{5}", {"answer": "4"})
