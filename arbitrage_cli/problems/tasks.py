@@ -94,11 +94,13 @@ def without_sandbox(task: Task) -> Task:
 # --- multiple choice
 
 # A and I are also words, as in "A train" and "I think". Where these words cannot stand, they are letters.
+_BEFORE_A_LETTER = r"(?:\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|boldsymbol|mbox)\s*\{|\\\(|[\s($*])*"
 _AFTER_A_LETTER = r"\s*(?:[^\w\s']|$)|\s+(?:is|because|as|since)\b"
 
 
 def _letter_before(after: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:\\text\{{|\()?\s*(?:([AI])(?={after})|([B-HJ-Z])\b)")
+    word = rf"(?:(?i:option|choice)\b:?{_BEFORE_A_LETTER})?"
+    return re.compile(rf"{_BEFORE_A_LETTER}{word}(?:([AI])(?={after})|([B-HJ-Z])\b)")
 
 
 _LETTER = _letter_before(_AFTER_A_LETTER)
@@ -106,7 +108,7 @@ _LETTER_IN_BOX = _letter_before(rf"{_AFTER_A_LETTER}|\s+\d")
 
 
 def find_letter(text: str) -> str | None:
-    """Return the letter at the start of the final answer, as in `B`, `(B)` or `B. seven`."""
+    """Return the letter at the start of the final answer, as in `B`, `(B)`, `B. seven` or `option B`."""
     final = final_answer(text)
     letter = _LETTER_IN_BOX if final.how == IN_BOX else _LETTER
     found = letter.match(final.answer or "")
@@ -142,11 +144,11 @@ def _read_choices(row: InputRow) -> tuple[str, Json]:
 
 
 def _letter_of(answer: Any, letters: str, labels: list[Any]) -> str:
-    if type(answer) is int and 0 <= answer < len(letters):
-        return letters[answer]
     if answer in labels:
         return letters[labels.index(answer)]
-    raise UnusableError("answer: expected the index or the label of a choice")
+    if type(answer) is int and 0 <= answer < len(letters):
+        return letters[answer]
+    raise UnusableError("answer: expected the label or the index of a choice")
 
 
 # --- all tasks
@@ -168,7 +170,7 @@ CHOICE = Task(
     "Please reason step by step, and put the letter of the right answer within \\boxed{}.",
     find_letter,
     lambda: nullcontext(AnswerGrader(_grade_choice)),
-    lambda: "choice 3",
+    lambda: "choice 4",
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read_choices),
         Form("choice", frozenset(("question", "choices", "answerKey")), _read_choices),

@@ -93,6 +93,23 @@ def test_rows_that_cannot_be_read_are_refused(broken: dict[str, Any]) -> None:
         dataset(broken)
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        (["x", "y", "z"], 1, "B"),
+        (["x", "y", "z"], "C", "C"),
+        ({"text": ["x", "y", "z"], "label": [1, 2, 3]}, 1, "A"),
+        ({"text": ["x", "y", "z"], "label": [1, 2, 3]}, 3, "C"),
+        ({"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "2", "B"),
+        ({"text": ["x", "y", "z"], "label": ["A", "B", "C"]}, 2, "C"),
+        ({"text": ["x", "y", "z"]}, 0, "A"),
+    ],
+)
+def test_the_gold_of_a_choice_is_its_letter(choices: object, answer: object, letter: str) -> None:
+    row = {"question": "Which?", "choices": choices, "answer": answer}
+    assert dataset(row).items[0].gold == {"answer": letter}
+
+
 @pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize("row", [HUMANEVAL, MBPP], ids=["HumanEval", "MBPP"])
 def test_programs_are_graded_by_their_tests(row: dict[str, Any]) -> None:
@@ -152,6 +169,14 @@ def test_a_program_is_the_last_block_that_defines_something(text: str, program: 
         ("\\boxed{A 12}", "A"), ("\\boxed{\\text{I} 12}", "I"), ("The answer is A 12 km walk.", None),
         ("The answer is I am not sure.", None), ("The answer is I was 12.", None), ("\\boxed{A12}", None), ("\\boxed{Is}", None),
         ("\\boxed{A isosceles}", None), ("\\boxed{I'm sure}", None),
+        ("\\boxed{\\text{(B)}}", "B"), ("\\boxed{\\textbf{(B)}}", "B"), ("\\boxed{\\textbf{(B)}\\ 7}", "B"),
+        ("\\boxed{\\mathrm{B}}", "B"), ("\\boxed{(\\text{B})}", "B"), ("\\boxed{$B$}", "B"), ("\\boxed{\\(\\mathbf{I}\\)}", "I"),
+        ("\\boxed{**A**}", "A"), ("\\boxed{\\text{ (A) }}", "A"), ("\\boxed{Option B}", "B"), ("\\boxed{\\text{Option A}}", "A"),
+        ("\\boxed{\\textbf{Choice: (C)}}", "C"), ("The answer is option B.", "B"), ("The correct answer is choice (C).", "C"),
+        ("The answer is option A because it is.", "A"), ("\\boxed{\\mathbb{R}}", None), ("\\boxed{\\{B\\}}", None),
+        ("\\boxed{\\text{A train}}", None), ("\\boxed{\\textbf{I think}}", None), ("\\boxed{$Bx$}", None),
+        ("The answer is choice I made.", None), ("The answer is options Because", None), ("The answer is optional.", None),
+        ("\\boxed{OptionB}", None),
     ],
 )  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:
