@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from arbitrage_cli.types import Fields, Grade, Json, frozen
 CODE_INSTRUCTIONS = "Write the Python function that is asked for, in one ```python block, and nothing else."
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-_DEFINITION = re.compile(r"^\s*(?:async\s+def|def|class)\s", re.MULTILINE)
+_DEFINITION = re.compile(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w*)", re.MULTILINE)
+_TESTS = ("test_", "Test")
 
 _DRIVER = Path(__file__).with_name("program_driver.py")
 _PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
@@ -45,13 +46,30 @@ _MAX_OUTPUT = 1 << 16  # bytes, from the end of the output
 _KILLED = (-9, 128 + 9)  # exit status of a killed process, directly and from bubblewrap
 
 
-def find_program(text: str) -> str | None:
-    """Return the last code block with a definition.
+def find_program(text: str, wanted: Collection[str] = ()) -> str | None:
+    """Return the last code block that defines a wanted name.
 
-    Without such a block, return the last code block, or else the whole text.
+    Without such a block, return the last code block whose first definition is not a test, or else the last one with a
+    definition, or else the last one, or else the whole text.
     """
     blocks: list[str] = [block.rstrip() for block in _BLOCK.findall(text) or [text] if block.strip()]
-    return next(reversed([block for block in blocks if _DEFINITION.search(block)] or blocks), None)
+
+    def rank(block: str) -> tuple[bool, bool, bool]:
+        names: list[str] = _DEFINITION.findall(block)
+        is_test = bool(names) and names[0].startswith(_TESTS)
+        return any(name in wanted for name in names), bool(names) and not is_test, bool(names)
+
+    return max(reversed(blocks), key=rank, default=None)
+
+
+def _wanted_names(script: str) -> set[str]:
+    """Return the names that tests use but do not define, such as the name of the tested function."""
+    try:
+        nodes = list(ast.walk(ast.parse(script)))
+    except (SyntaxError, ValueError, RecursionError):
+        return set()  # such tests fail with every program
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} - own
 
 
 @frozen
@@ -61,7 +79,7 @@ class CodeGrader:
     runner: "ProgramRunner"
 
     def grade(self, text: str, gold: Fields) -> Grade:
-        program = find_program(text)
+        program = find_program(text, _wanted_names(gold.get("script", "")))
         if "script" not in gold:
             return Grade("unscored", program, "no tests in the data set")
         if program is None:
@@ -75,7 +93,7 @@ def open_grader(*, is_sandboxed: bool = True) -> nullcontext[CodeGrader]:
 
 
 def grader_version() -> str:
-    return f"programs 3, Python {platform.python_version()}"
+    return f"programs 4, Python {platform.python_version()}"
 
 
 def _humaneval(row: InputRow) -> tuple[str, Json]:

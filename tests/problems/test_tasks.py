@@ -152,11 +152,51 @@ def test_the_gold_of_code_is_its_tests(row: dict[str, Any], script: str, preambl
         (" \n", None),
         ("```\ndef f(): return 1\n```\nNo, better:\n```\ndef f(): return 2\n```", "def f(): return 2"),
         ("```\ndef f(): return 1\n```\nFor example:\n```\nprint(f())\n```", "def f(): return 1"),
+        ("```\ndef f(): return 1\n```\n```\nclass TestF:\n    def test_f(self): f()\n```", "def f(): return 1"),
+        ("```\ndef test_prime(): return 1\n```\n```\nprint(test_prime())\n```", "def test_prime(): return 1"),
     ],
-    ids=["in a block", "not closed", "after an empty block", "without a block", "nothing", "a later one", "with an example"],
+    ids=[
+        "in a block",
+        "not closed",
+        "after an empty block",
+        "without a block",
+        "nothing",
+        "a later one",
+        "with an example",
+        "with tests",
+        "named like a test",
+    ],
 )
 def test_a_program_is_the_last_block_that_defines_something(text: str, program: str | None) -> None:
     assert find_program(text) == program
+
+
+HELPER = "```python\ndef test_half(n):\n    assert half(5) == n\n```\n"
+AGAIN = "```python\ndef half(n):\n    return n / 2\n```\n"
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize("row", [HUMANEVAL, MBPP], ids=["HumanEval", "MBPP"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (f"{RIGHT}\n{HELPER}", "correct"),
+        (f"{RIGHT}\n{HELPER.replace('test_half', 'main')}", "correct"),
+        (f"{RIGHT}\n{AGAIN}", "incorrect"),
+        (f"{AGAIN}\n{RIGHT}\n{HELPER}", "correct"),
+        (HELPER, "incorrect"),
+    ],
+    ids=["tests", "a use", "an error", "a correction", "only tests"],
+)
+def test_the_block_that_defines_what_the_tests_use_is_graded(row: dict[str, Any], text: str, value: str) -> None:
+    assert grade(CODE, text, dict(dataset(row).items[0].gold)) == value
+
+
+def test_a_function_of_the_name_of_a_test_is_graded() -> None:
+    row = MBPP | {"test_list": ["assert set(test_prime(5)) == {5}"]}
+    text = "```\ndef test_prime(n):\n    return [n]\n```\n```\ndef main():\n    print(test_prime(3))\n```"
+    with CODE.open_grader() as grader:
+        assert grader.grade(text, dict(dataset(row).items[0].gold)).answer == "def test_prime(n):\n    return [n]"
 
 
 @pytest.mark.parametrize(
