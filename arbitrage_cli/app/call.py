@@ -47,7 +47,8 @@ class CallOptions(TypedDict, total=False):
     """The options of a call. The pair's defaults apply to options that are missing or None.
 
     - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
-    - `tau` is the threshold: a number, a preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
+    - `tau` is the threshold of a step's score or, with policy `relaxed`, of a drafted token's: a number, or, with a router, a
+      preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
     - `early_stop` stops a drafted step as soon as it is likely to be escalated.
     - `think` turns thinking on or off, or sets the maximum number of thinking tokens.
     - `max_tokens` limits the whole solution, including thinking.

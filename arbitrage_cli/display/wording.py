@@ -104,7 +104,8 @@ def _rule(run: RunInfo) -> list[str]:
         return []
     router = f", router {run.settings['router']}" if run.settings.get("router") else ""
     tau = formatting.tau(route.tau) + (f" ({route.tau_name})" if route.tau_name else "")
-    return [f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}", f"score  {policy.score_is}"]
+    rewrites = "rewrites steps" if policy.routes_steps else "replaces drafted tokens"
+    return [f"policy {policy.name}{router}: the target {rewrites} with a score above {tau}", f"score  {policy.score_is}"]
 
 
 def request(ended: RequestEnded) -> str:

@@ -14,6 +14,7 @@ from screens import Clock, View, is_struck, make_screen
 
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
+from arbitrage_cli.display.wording import opening
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
@@ -52,6 +53,12 @@ def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> Non
     assert terminal.text.splitlines()[-1] == "349"  # stdout is the same terminal: the answer is there once
     assert "answer 349" not in shown
     assert not terminal.screen.cursor.hidden
+
+
+def test_the_rule_says_whether_steps_or_tokens_are_scored() -> None:
+    for policy in (policy for policy in POLICIES.values() if policy.has_tau):
+        rule = opening(RunInfo(Route(policy, 1.0)), has_details=True)[1]
+        assert ("steps" in rule, "drafted tokens" in rule) == (policy.routes_steps, not policy.routes_steps)
 
 
 LONG = "Ann has 3 apples. " * 30
