@@ -11,6 +11,7 @@ from dataclasses import asdict
 from arbitrage_cli.costs.pair import FREE, PairCosts, Prices, price_costs
 from arbitrage_cli.evaluation.expected import (
     HIGH_MATCH_RATE,
+    MIN_PRICE_RATIO,
     MIN_SPEEDUP,
     MIN_SPREAD,
     Expected,
@@ -33,7 +34,7 @@ GOOD_RATIO = 4.0  # the token ratio from which routing and speculation usually s
 
 @frozen
 class Bound:
-    """The highest ratios of a route, and its chance to save enough if it loses nothing.
+    """The highest ratios of a route, and its chance to save enough if it loses nothing: a ratio of `least`.
 
     `escalates_all` is true if its tau escalates every step, so that it does not route.
     """
@@ -43,11 +44,12 @@ class Bound:
     likely: float
     chance: float
     escalates_all: bool = False
+    least: float = MIN_SPEEDUP
 
     @property
     def is_certain(self) -> bool:
         """Whether the route cannot save enough, whatever the draft is like."""
-        return self.escalates_all or self.at_most < MIN_SPEEDUP
+        return self.escalates_all or self.at_most < self.least
 
     @property
     def is_excluded(self) -> bool:
@@ -65,7 +67,7 @@ def bounds_of_run(run: Run, prices: Prices | None = None) -> list[Bound]:
     has_checker = "check" in decided.models
     if prices:
         check = prices.get("check", FREE).unit_costs if has_checker else None
-        return bounds_of(run.routes, price_costs(prices), table, check)
+        return bounds_of(run.routes, price_costs(prices), table, check, MIN_PRICE_RATIO)
     check = decided.unit_costs.get("check")
     is_known = check is not None or not has_checker
     routes = [route for route in run.routes if is_known or not route.policy.compares_answers]
@@ -73,20 +75,24 @@ def bounds_of_run(run: Run, prices: Prices | None = None) -> list[Bound]:
 
 
 def bounds_of(
-    routes: Iterable[Route], costs: PairCosts | None, table: TauTable | None, check: UnitCosts | None = None
+    routes: Iterable[Route],
+    costs: PairCosts | None,
+    table: TauTable | None,
+    check: UnitCosts | None = None,
+    least: float = MIN_SPEEDUP,
 ) -> list[Bound]:
     """Return the bounds of the routes whose time follows from the costs. `check` are the costs of a checker.
 
-    Without costs, there are no bounds. The draft alone has none, because only its accuracy can speak against it.
+    A route saves enough if its ratio is at least `least`. Without costs, there are no bounds. The draft alone has none, because only its accuracy can speak against it.
     """
     if costs is None or not costs.target.decode:  # nothing is saved against a free target
         return []
     at_costs = table.at_costs(costs) if table else None
-    found = (_bound(route, costs, at_costs, check) for route in routes)
+    found = (_bound(route, costs, at_costs, check, least) for route in routes)
     return [bound for bound in found if bound]
 
 
-def _bound(route: Route, costs: PairCosts, table: TauTable | None, check: UnitCosts | None) -> Bound | None:
+def _bound(route: Route, costs: PairCosts, table: TauTable | None, check: UnitCosts | None, least: float) -> Bound | None:
     policy = route.policy
     tokens = tokens_of_problem(table)
     alone = costs.alone(*tokens)
@@ -95,23 +101,24 @@ def _bound(route: Route, costs: PairCosts, table: TauTable | None, check: UnitCo
         return None
     if policy.speculates:
         at_most, likely = (max(1.0, alone / costs.speculative(*tokens, rate)) for rate in (CERTAINLY, HIGH_MATCH_RATE))
-        return Bound(route, at_most, likely, chance_of_saving(expected_speculation(costs, tokens)))
+        chance = chance_of_saving(expected_speculation(costs, tokens), least=least)
+        return Bound(route, at_most, likely, chance, least=least)
     if policy.compares_answers:
         solutions = drafted + _alone(check, *tokens) if check else DRAFT_SOLUTIONS * drafted
-        return _unless_worse(route, alone / solutions, alone / (solutions + (1 - ACCEPTED) * alone))
+        return _unless_worse(route, alone / solutions, alone / (solutions + (1 - ACCEPTED) * alone), least)
     if policy.needs_router and table and route.tau is not None:
         row = table.row_at(route.tau, stops_early=route.stops_early)
         time = table.time(row)
         expected = 1 / time if time else 1.0
         if row.escalation_rate == 1:
-            return Bound(route, expected, expected, 0.0, escalates_all=True)
-        return _unless_worse(route, alone / drafted, expected)
+            return Bound(route, expected, expected, 0.0, escalates_all=True, least=least)
+        return _unless_worse(route, alone / drafted, expected, least)
     return None
 
 
-def _unless_worse(route: Route, at_most: float, likely: float) -> Bound:
+def _unless_worse(route: Route, at_most: float, likely: float, least: float) -> Bound:
     """Return a bound for a route that is about as fast as is likely, unless the draft is worse than expected."""
-    return Bound(route, at_most, likely, chance_of_saving(Expected(likely, MIN_SPREAD)))
+    return Bound(route, at_most, likely, chance_of_saving(Expected(likely, MIN_SPREAD), least=least), least=least)
 
 
 def _alone(costs: UnitCosts, prompt_tokens: float, tokens: float) -> float:

@@ -23,6 +23,7 @@ from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import WRITING, ByRole, Fields, frozen
 
 MIN_SPEEDUP, MIN_SAVING = 1.1, 0.1  # minimum speed-up, or share of the price that is saved, of a policy worth using
+MIN_PRICE_RATIO = 1 / (1 - MIN_SAVING)  # the same as MIN_SAVING, as the target's price divided by the policy's
 MAX_LOSS, MAX_LOST = 0.02, 0.05  # maximum net loss, as shares of all answers and of the target's right answers
 LOST_IF_DIFFERENT = 0.5, 0.5
 """The net loss per ungraded answer that differs from the target's: mean and standard deviation over pairs of models."""

@@ -23,7 +23,7 @@ import numpy as np
 from arbitrage_cli.evaluation.bounds import UNLIKELY, Bound
 from arbitrage_cli.evaluation.expected import (
     ALONE,
-    MIN_SAVING,
+    MIN_PRICE_RATIO,
     MIN_SPEEDUP,
     UNKNOWN,
     Expected,
@@ -36,6 +36,7 @@ from arbitrage_cli.evaluation.expected import (
 from arbitrage_cli.evaluation.figures import Factor, PolicyFigures, flat
 from arbitrage_cli.numbers.intervals import Interval, Ratio
 from arbitrage_cli.routing.policies import DRAFT_ALONE, TARGET_ALONE
+from arbitrage_cli.routing.presets import LOSSES
 from arbitrage_cli.routing.route import DEFAULT_TAU, Route
 from arbitrage_cli.types import Json, frozen
 
@@ -170,7 +171,7 @@ def verdict(
     effects = {route: expected.get(route, UNKNOWN) for route in routes}
     effects |= {route: made[route].update(effects[route]) for route in routes if route in made}
     lossless = [effects[route] for route in routes if route.policy.is_lossless]
-    least = 1 / (1 - MIN_SAVING) if basis == "price" else MIN_SPEEDUP
+    least = MIN_PRICE_RATIO if basis == "price" else MIN_SPEEDUP
     found = [_candidate(route, effects[route], lossless, made.get(route), least) for route in routes]
     excluded = {bound.route: bound for bound in bounds if bound.is_excluded and bound.route not in were_run}
     found = [
@@ -300,6 +301,6 @@ def _preferred(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Omit a policy's lossy presets if its lossless preset is present, because the advice would alternate between them."""
-    lossless = {one.route.policy for one in candidates if one.route.tau_name == DEFAULT_TAU}
-    return [one for one in candidates if one.route.policy not in lossless or one.route.tau_name == DEFAULT_TAU]
+    """Omit a policy's less strict presets beside `careful`, because the advice would alternate between them."""
+    has_careful = {one.route.policy for one in candidates if one.route.tau_name == DEFAULT_TAU}
+    return [one for one in candidates if one.route.policy not in has_careful or one.route.tau_name not in LOSSES]

@@ -1,10 +1,11 @@
 """What each policy can save at most, by the costs of tokens alone, and the verdict if no policy can save enough."""
 
 import pytest
+from made_up_runs import as_run, make_run
 from made_up_tuning import pair_costs, unit_costs
 
-from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.bounds import bounds_of
+from arbitrage_cli.costs.pair import PairCosts, Price, Prices
+from arbitrage_cli.evaluation.bounds import bounds_of, bounds_of_run
 from arbitrage_cli.evaluation.expected import effects_of
 from arbitrage_cli.evaluation.verdict import TARGET, verdict
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -69,6 +70,16 @@ def test_speculation_that_even_an_accurate_draft_would_not_speed_up_is_excluded(
     (found,) = bounds_of([SPECULATIVE], PairCosts(draft, target), None)
     assert found.at_most > 1.4
     assert (found.likely, found.is_certain, found.is_excluded) == (1.0, False, True)
+
+
+@pytest.mark.parametrize(("ratio", "is_certain"), [(1.105, True), (1.12, False)])
+def test_a_policy_that_cannot_save_a_tenth_of_the_price_is_not_worth_it(ratio: float, *, is_certain: bool) -> None:
+    """Which needs a higher ratio than a speed-up of 1.1x."""
+    run = as_run(make_run(1, columns=[("target", None), ("agree", None)]).run)
+    prices: Prices = {"draft": Price(1.0, 1.0, 1.0), "target": Price(3 * ratio, 3 * ratio, 3 * ratio)}
+    (found,) = bounds_of_run(run, prices)
+    assert found.at_most == pytest.approx(ratio, rel=0.001)
+    assert found.is_certain == is_certain
 
 
 def test_without_costs_nothing_is_known() -> None:

@@ -115,6 +115,13 @@ CAREFUL = policy("arbitrage", 2.0, (1.7, 2.3))
 SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
 
 
+def test_the_other_presets_are_not_considered_beside_careful() -> None:
+    """A tau that the user chose is."""
+    own = [Route(POLICIES["arbitrage"], 0.3), Route(POLICIES["arbitrage"], 0.5, "30%")]
+    found = verdict_on(CAREFUL, BALANCED, *(BALANCED | {"route": route} for route in own))
+    assert {one.route for one in found.candidates} == {CAREFUL["route"], *own}
+
+
 @pytest.mark.parametrize(
     ("policies", "route"),
     [
