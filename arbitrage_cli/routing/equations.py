@@ -84,7 +84,11 @@ class _Token(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """An expression. `places` is the number of decimal places of a single number; it is None for any other expression."""
+    """An expression.
+
+    `places` is the number of decimal places of a single number, with two more for a percentage: 1 for `0.5`, and 3 for
+    `12.5%`. It is None for any other expression.
+    """
 
     value: Fraction
     numbers: tuple[Value, ...]
@@ -175,30 +179,32 @@ def _equations(tokens: Sequence[_Token]) -> Iterator[Equation]:
     for index, ((_, left), (right, _)) in enumerate(pairwise(ends)):
         if left and right and max(len(left.numbers), len(right.numbers)) > 1:
             is_rough = tokens[places[index + 1]].text != "="
-            factors = (1, 100, Fraction(1, 100)) if has_percent else (1,)  # `3 / 4 * 100 = 75%` is right as well
-            is_right = any(_are_equal(left._replace(value=factor * left.value), right, is_rough) for factor in factors)
+            shifts = (0, 2, -2) if has_percent else (0,)  # `3 / 4 * 100 = 75%` is right as well
+            is_right = any(_are_equal(left, right, shift, is_rough) for shift in shifts)
             if is_right or not (left.units and right.units) or left.units & right.units:
                 in_chain = index and left is ends[index][0]
                 yield Equation(left.value, right.value, is_right, () if in_chain else left.numbers)
 
 
-def _are_equal(left: _Side, right: _Side, is_rough: bool) -> bool:
-    a = left.value
+def _are_equal(left: _Side, right: _Side, shift: int, is_rough: bool) -> bool:
+    """Return whether the left side times 10**shift equals the right side."""
+    a = left.value * Fraction(10) ** shift
     b = right.value
     is_near = is_rough and abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
-    return a == b or is_near or _is_rounded(a, b, right.places, is_rough) or _is_rounded(b, a, left.places, is_rough)
+    return a == b or is_near or _is_rounded(a, right, 0, is_rough) or _is_rounded(b, left, shift, is_rough)
 
 
-def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, is_rough: bool) -> bool:
-    """Return whether `stated` equals `exact` after rounding or truncation to this number of decimal places.
+def _is_rounded(exact: Fraction, stated: _Side, shift: int, is_rough: bool) -> bool:
+    """Return whether `stated` times 10**shift equals `exact` after rounding or truncation to the places of `stated`.
 
-    Rounding to an integer is accepted only if `is_rough` is true.
+    Rounding to an integer is accepted only if `is_rough` is true. Rounding to a whole percentage is always accepted.
     """
-    if places is None or (not places and not is_rough) or (exact * 10**places).denominator == 1:
+    if stated.places is None or not (stated.places or is_rough):
         return False
-    unit = Fraction(1, 10**places)
-    excess = abs(exact) - abs(stated)
-    return exact * stated >= 0 and (abs(excess) * 2 <= unit or 0 <= excess < unit)
+    unit = Fraction(10) ** (shift - stated.places)
+    value = stated.value * Fraction(10) ** shift
+    excess = abs(exact) - abs(value)
+    return exact % unit != 0 and exact * value >= 0 and (abs(excess) * 2 <= unit or 0 <= excess < unit)
 
 
 def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
@@ -253,7 +259,8 @@ def _read(tokens: Sequence[_Token]) -> _Side | None:
         return None
     texts = [token.text for token in tokens if token.kind == "number"]
     units = frozenset(token.text.lower().rstrip("s") for token in tokens if token.kind == "word")
-    places = len(texts[0].partition(".")[2]) if len(texts) == 1 else None
+    percents = sum(token.kind == "percent" for token in tokens)
+    places = len(texts[0].partition(".")[2]) + 2 * percents if len(texts) == 1 else None
     return None if left else _Side(value, tuple(map(_number, texts)), units, places)
 
 

@@ -125,6 +125,22 @@ def test_signs_bind_as_in_python(flat: str) -> None:
         ("7 / 2 = 3", [False]),
         ("10 / 3 \\approx 3", [True]),
         ("10 / 3 \u2248 4", [False]),
+        # rounded percentages
+        ("1 / 3 = 33%", [True]),
+        ("2 / 3 = 66%", [True]),
+        ("2 / 3 = 66.7%", [True]),
+        ("66.67% = 2 * 1 / 3", [True]),
+        ("2 / 3 * 100 = 67%", [True]),
+        ("67% = 2 / 3 * 100", [True]),
+        ("2 / 3 = \\boxed{67\\%}", [True]),
+        ("1 / 3 \\approx 33%", [True]),
+        ("45 / 60 * 100 = 75%", [True]),
+        ("45 / 60 * 100 = 70.5%", [False]),
+        ("45 / 60 = 74%", [False]),
+        ("2 / 3 = 62.0%", [False]),
+        ("1 / 3 = 35%", [False]),
+        ("1 / 8 = 9.5%", [False]),
+        ("62.0 = 2 / 3 * 100%", [False]),
     ],
 )
 def test_what_is_read(text: str, verdicts: list[bool]) -> None:
