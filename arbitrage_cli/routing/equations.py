@@ -2,10 +2,12 @@ r"""Finds and checks equations in a text, such as the wrong equation `788 * 9 = 
 
 The parser reads numbers (decimals, thousands commas, `%`), `+ - * / ( )` in plain, Unicode and LaTeX form, `\frac{}{}`, and
 chains such as `a = b = c`. It ignores currency signs, units and `\text{}`. It skips expressions that may be misread:
-variables, powers, words that imply arithmetic (`half of 10 + 2`), and unit conversions (`1/2 hour = 30 minutes`). Values are
-exact fractions. Parsing takes linear time and never evaluates code.
+variables, powers, words that imply arithmetic (`half of 10 + 2`), unit conversions (`1/2 hour = 30 minutes`), and quotients
+that a remainder follows (`17 / 5 = 3 remainder 2`, `17 / 5 = 3 hours and 24 minutes`). Values are exact fractions. Parsing
+takes linear time and never evaluates code.
 """
 
+import math
 import operator
 import re
 from collections import deque
@@ -26,6 +28,11 @@ TOLERANCE = Fraction(1, 50)  # relative, for approximate equations
 
 _EQUAL = re.compile(r"=|\u2248|\\approx")
 _FRACTION_OF = re.compile(r"(%|\d/\d+|\})\s+of\s+(?=\$?\d)")  # 20% of 50, 3/4 of 20
+_REMAINDER = "remainder"
+_BEFORE_REMAINDER = (_REMAINDER, f"with {_REMAINDER}", f"with a {_REMAINDER}")
+_AFTER_QUOTIENT = r"[ $]*+(?:[,;]|\\[)\]])[ (]*+"  # in `3, remainder 2` and `\(17 / 5 = 3\) with a remainder of 2`
+_QUOTIENT = re.compile(rf"(?<=\d)(?={_AFTER_QUOTIENT}(?:{'|'.join(_BEFORE_REMAINDER)}))", re.IGNORECASE)
+_UNFINISHED_QUOTIENT = re.compile(rf"(?<=\d)(?={_AFTER_QUOTIENT}([A-Za-z ]*+)\Z)")
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+", re.ASCII)
 _TOKEN = re.compile(
     r"""
@@ -87,13 +94,15 @@ class _Side(NamedTuple):
     """An expression.
 
     `places` is the number of decimal places of a single number, with two more for a percentage: 1 for `0.5`, and 3 for
-    `12.5%`. It is None for any other expression.
+    `12.5%`. It is None for any other expression. `has_more` is true if the text states another part of the value after it, such
+    as a remainder.
     """
 
     value: Fraction
     numbers: tuple[Value, ...]
     units: frozenset[str]
     places: int | None
+    has_more: bool
 
 
 class _AmbiguousError(Exception):
@@ -111,7 +120,7 @@ def check_equations(text: str, *, is_whole: bool = True) -> tuple[Equation, ...]
     if is_whole and len(text) <= MAX_CHARACTERS:
         tokens = list(_tokens(text))
     else:
-        tokens = _without_last_side(list(_tokens(text[:MAX_CHARACTERS].rstrip(".,:"))))
+        tokens = _without_last_side(list(_tokens(_beginning(text[:MAX_CHARACTERS]))))
     groups = groupby(tokens, lambda token: token.kind == "break")
     return tuple(equation for is_break, group in groups if not is_break for equation in _equations(list(group)))
 
@@ -137,6 +146,7 @@ def _number(text: str) -> Value:
 
 def _tokens(text: str) -> Iterator[_Token]:
     text = _FRACTION_OF.sub(r"\1 * ", text)
+    text = _QUOTIENT.sub(f" {_REMAINDER}", text)
     last_kind = "break"
     for match in _TOKEN.finditer(text):
         kind = str(match.lastgroup)
@@ -163,6 +173,14 @@ def _number_tokens(piece: str) -> list[_Token]:
     return [token] if number == piece else [token, _Token("break")]
 
 
+def _beginning(text: str) -> str:
+    """Return the beginning of a text without its last punctuation. A number that a remainder may follow is marked."""
+    match = _UNFINISHED_QUOTIENT.search(text)
+    if match and any(words.startswith(match[1].lower()) for words in _BEFORE_REMAINDER):
+        text = f"{text[: match.start()]} {_REMAINDER}{text[match.start() :]}"
+    return text.rstrip(".,:")
+
+
 def _without_last_side(tokens: list[_Token]) -> list[_Token]:
     """Return the tokens before the last equals sign. If a break follows this sign, return all tokens."""
     for index in reversed(range(len(tokens))):
@@ -181,7 +199,9 @@ def _equations(tokens: Sequence[_Token]) -> Iterator[Equation]:
             is_rough = tokens[places[index + 1]].text != "="
             shifts = (0, 2, -2) if has_percent else (0,)  # `3 / 4 * 100 = 75%` is right as well
             is_right = any(_are_equal(left, right, shift, is_rough) for shift in shifts)
-            if is_right or not (left.units and right.units) or left.units & right.units:
+            is_quotient = right.has_more and right.value == math.floor(left.value)
+            may_be_wrong = not is_quotient and (not (left.units and right.units) or left.units & right.units)
+            if is_right or may_be_wrong:
                 in_chain = index and left is ends[index][0]
                 yield Equation(left.value, right.value, is_right, () if in_chain else left.numbers)
 
@@ -211,7 +231,14 @@ def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
     """Return the first and the last expression on a side of an equation, which usually are the same expression."""
     first, *others = _pieces(tokens)
     start = _read(first)
+    if start and others and _is_mixed(first, others[0]):
+        start = start._replace(has_more=True)
     return start, _read(others[-1]) if others else start
+
+
+def _is_mixed(first: Sequence[_Token], second: Sequence[_Token]) -> bool:
+    """Return whether two pieces are the parts of one value, such as `3 hours and 24 minutes` or `3 and 1/3`."""
+    return first[-1].text.lower() == "and" and not any(token.text in ("+", "-", "*") for token in second)
 
 
 def _pieces(tokens: Sequence[_Token]) -> list[list[_Token]]:
@@ -261,7 +288,8 @@ def _read(tokens: Sequence[_Token]) -> _Side | None:
     units = frozenset(token.text.lower().rstrip("s") for token in tokens if token.kind == "word")
     percents = sum(token.kind == "percent" for token in tokens)
     places = len(texts[0].partition(".")[2]) + 2 * percents if len(texts) == 1 else None
-    return None if left else _Side(value, tuple(map(_number, texts)), units, places)
+    has_more = _REMAINDER in units
+    return None if left else _Side(value, tuple(map(_number, texts)), units - {_REMAINDER}, places, has_more)
 
 
 def _value(tokens: deque[_Token], level: int = 0) -> Value:

@@ -141,6 +141,13 @@ def test_signs_bind_as_in_python(flat: str) -> None:
         ("1 / 3 = 35%", [False]),
         ("1 / 8 = 9.5%", [False]),
         ("62.0 = 2 / 3 * 100%", [False]),
+        # quotients with a remainder
+        ("15 / 5 = 3 remainder 0", [True]),
+        ("17 / 5 = 4 remainder 2", [False]),
+        ("17 ÷ 5 = 4, remainder 2", [False]),
+        ("5 + 3 = 9 apples and 4 pears", [False]),
+        ("17 / 5 = 3 and then 2 + 2 = 4", [False, True]),
+        ("17 / 5 = 3, which is rounded down", [False]),
     ],
 )
 def test_what_is_read(text: str, verdicts: list[bool]) -> None:
@@ -151,7 +158,9 @@ UNCERTAIN = (
     "3x + 5 = 50|x1 + 5 = 9|5^2 + 1 = 27|\\sqrt{16} + 2 = 7|2**3 + 1 = 8|5 + 3! = 12|half of 10 + 2 = 8|3 times 4 + 2 = 15|"
     "the sum of 3 and 4 + 1 = 9|2 dozen + 3 = 28|5 * 25 cents = $1.25|1 hour = 60 minutes|1/2 hour = 30 minutes|"
     "5 feet 3 inches + 1 = 64 inches|1,5 + 2 = 3,6|1,00,000 + 1 = 2|2:3 + 1 = 5|- 5 + 3 = 9|5 / 0 = 5|5 + 3 => 9|5 + = 9|"
-    "2(3 + 4) = 15|12345678901234567890 + 1 = 2|The answer is \\boxed{42}.|a = 5|= 5 + 3|"
+    "2(3 + 4) = 15|12345678901234567890 + 1 = 2|The answer is \\boxed{42}.|a = 5|= 5 + 3|17 / 5 = 3 remainder 2|"
+    "17 / 5 = 3 with remainder 2|17 ÷ 5 = 3, remainder 2|17 / 5 = 3 R 2|\\(17 \\div 5 = 3\\) with a remainder of \\(2\\)|"
+    "$17 \\div 5 = 3$ remainder $2$|17 / 5 = 3 hours and 24 minutes|100 / 7 = 14 weeks and 2 days|10 / 3 = 3 and 1/3|"
 )
 
 
@@ -166,7 +175,7 @@ def test_operands_are_those_of_what_is_computed() -> None:
     assert numbers_in("She has $1,234.50 and 20% of 3 y1 2nd") == (Fraction("1234.5"), 20, 3, 2)
 
 
-PIECES = "5|12|3.|1,000| | + |-|*| = |(|)|\\frac{|}|%| apples|.|, |\n|x|of"
+PIECES = "5|12|3.|1,000| | + |-|*| / | = |(|)|\\frac{|}|%| apples|.|, |\n|x|of| and | with a remainder|\\)"
 
 
 @given(st.lists(st.sampled_from(PIECES.split("|")), max_size=40).map("".join), st.integers(0, 200))
