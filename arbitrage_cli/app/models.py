@@ -37,7 +37,7 @@ class WriterOptions:
     keep: RetainedIds = "prefix"
     shares_prompts: bool = True
     unit_costs: ByRole[UnitCosts] = field(default_factory=dict)
-    may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution
+    may_be_complete: Callable[[str], bool] = lambda text: True  # of `ServedWriter`
     clock: Clock = time.perf_counter  # for the models in this process
 
 

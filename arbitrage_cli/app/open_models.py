@@ -91,7 +91,7 @@ class OpenModels:
             keep="prefix" if self._plan.use == "run" else "conversation",
             shares_prompts=len(decided.routes) == 1,
             unit_costs=decided.unit_costs,
-            may_be_complete=self._plan.task.may_be_complete,
+            may_be_complete=self._plan.may_be_complete,
             clock=sparing(clock_for(model.card for model in self.by_role.values())),
         )
         self.writers = Writers(self.by_role, self.writing)

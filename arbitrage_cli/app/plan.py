@@ -59,6 +59,15 @@ class Plan:
     def style(self) -> PromptStyle:
         return PromptStyle(self.setup.settings.system, self.task.step_end)
 
+    def may_be_complete(self, text: str) -> bool:
+        """Return whether the text of a solution may be complete.
+
+        If it is not, a chat API is not asked whether its model has more to write, which halves the requests of a run. Only
+        the task's instructions ask for an answer in the task's form, and the questions of other commands are of any kind.
+        """
+        follows_task = self.use == "run" and self.setup.settings.system == self.task.instructions
+        return not follows_task or self.task.may_be_complete(text)
+
     @property
     def missing_roles(self) -> set[ModelRole]:
         """The models that are not on this machine yet."""

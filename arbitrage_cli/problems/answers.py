@@ -43,6 +43,7 @@ class Extracted:
 
 
 IN_BOX = "the last \\boxed{}"
+LAST_NUMBER = "the last number"
 _PHRASE = re.compile(
     r"(?:\bthe (?:final |correct )?answer(?: is\b| ?:)|\bfinal answer(?: is\b| ?:)|^[ *#]*answer ?:|^####)[ *_:]*",
     re.IGNORECASE | re.MULTILINE,
@@ -74,8 +75,14 @@ def final_answer(text: str) -> Extracted:
         if sentence := _sentence_at(text, phrase.end()):
             return Extracted(sentence, f'after "{phrase[0].strip(" *_:").lower()}"')
     if numbers := _NUMBER.findall(text):
-        return Extracted(numbers[-1], "the last number")
+        return Extracted(numbers[-1], LAST_NUMBER)
     return Extracted(None, 'no \\boxed{}, "the answer is" or number')
+
+
+def states_answer(text: str) -> bool:
+    """Return whether a solution says what its answer is, in a box or after "the answer is"."""
+    final = final_answer(text)
+    return final.answer is not None and final.how != LAST_NUMBER
 
 
 def _sentence_at(text: str, start: int) -> str:

@@ -12,7 +12,7 @@ from arbitrage_cli.errors import ProblemError, unknown
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.problems import code, math_grader
-from arbitrage_cli.problems.answers import IN_BOX, boxed_answer, final_answer
+from arbitrage_cli.problems.answers import IN_BOX, boxed_answer, final_answer, states_answer
 from arbitrage_cli.problems.rows import Form, InputRow, UnusableError, check_texts
 from arbitrage_cli.types import Fields, Grade, Json, frozen
 
@@ -63,8 +63,10 @@ class Task:
         return not self.runs_code and self.name != "free"
 
     def may_be_complete(self, text: str) -> bool:
-        """Return whether a solution may be complete. In task `free`, every solution may be complete."""
-        return self.name == "free" or self.find_answer(text) is not None
+        """Return whether a solution that follows the task's instructions may be complete. In task `free`, each may be."""
+        if self.has_answers:
+            return states_answer(text)
+        return self.name == FREE.name or self.find_answer(text) is not None
 
     def same_answer(self, grader: Grader, text: str, other: str) -> bool | None:
         """Return whether the final answer of a solution equals that of another, or None if they cannot be compared.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cli import pair_named_mine
-from commands import MATH, bench, collect, decided, refused, solve, typed
+from commands import MATH, SCRIPTED, Shown, bench, collect, decided, refused, solve, typed
 from fake_chat import Api, ChatServer
 from fake_server import HashServer, Kind, on_loopback
 from faults import write_problems
@@ -19,6 +19,8 @@ from hash_language import TEMPLATE, HashBackend
 from arbitrage_cli import ServerError, open_pair
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import Use, ask
+from arbitrage_cli.app.start import open_session
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 
 KEY = "sk-secret-0123"
@@ -84,6 +86,27 @@ def test_a_run_is_not_resumed_with_another_model_at_the_same_address(here: Path)
         bench(here, routed(address))
         server.names = ["other"]
         assert "other" in refused(bench, here, routed(address, "target,draft,entropy")).message
+
+
+@pytest.mark.parametrize(
+    ("use", "system", "text", "expected"),
+    [
+        ("run", None, "So 6 * 7 = 42.", False),
+        ("run", None, "So it is \\boxed{42}.", True),
+        ("run", None, "So 6 * 7 = 42. The answer is 42.", True),
+        ("run", "Be brief.", "42", True),
+        ("chat", None, "Paris.", True),
+        ("serve", None, "Paris.", True),
+        ("calls", None, "Paris.", True),
+    ],
+)
+def test_only_a_run_of_the_task_knows_that_a_solution_is_unfinished(
+    use: Use, system: str | None, text: str, expected: bool
+) -> None:
+    options = typed(**SCRIPTED, **({} if system is None else {"system": system}))
+    with open_session(ask(options, MATH, use=use), Shown()) as session:
+        session.load()
+        assert session.models.writing.may_be_complete(text) is expected
 
 
 # --- addresses and keys

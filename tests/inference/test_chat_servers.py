@@ -58,6 +58,21 @@ def test_everything_that_a_chat_api_writes_is_billed() -> None:
     assert sum(cost.prefill_tokens for cost in costs) == server.num_read
 
 
+@pytest.mark.parametrize("problem", [Problem("1", "q", system="Be brief."), Problem("1", "q")], ids=["own prompt", "task's"])
+def test_a_finished_answer_is_not_continued(problem: Problem) -> None:
+    """If a problem has a system prompt of its own, its answer need not be in the form that the task asks for."""
+    answers = iter(["Paris.", ""])
+    with opened_model(server := ChatServer(Api()), template=None) as model:
+        server.bodies.clear()
+        server.faults = lambda: Answer([chunk({"content": next(answers)}), chunk({}, "stop")], is_streamed=True)
+        target = writer(model, may_be_complete=lambda text: False)
+        limits = Limits(max_steps=1)
+        (finished,) = finished_of(events_of({"target": target}, [problem], "target", limits=limits, make_flow=one_by_one))
+    (step,) = [decision.kept for decision in finished.trace.decisions]
+    expected = ("Paris.", "end", 2) if problem.system else ("Paris.\n\n", "separator", 1)
+    assert (step.text, step.stop, len(server.bodies)) == expected
+
+
 @pytest.mark.parametrize("host", APIS)
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(host: str, concurrency: int) -> None:

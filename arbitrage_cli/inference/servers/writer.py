@@ -155,8 +155,8 @@ class _Slot:
 class ServedWriter:
     """A `Writer` for a model on a server. Steps are written in the connection's thread and returned by `tick`.
 
-    If `shares_prompts` is false, no problem uses another problem's prompt cache. `may_be_complete` returns false if a
-    solution's text is certainly unfinished.
+    If `shares_prompts` is false, no problem uses another problem's prompt cache. `may_be_complete` returns false if the text
+    of a solution, written with the default system prompt, is almost certainly unfinished.
     """
 
     role: ModelRole
@@ -517,10 +517,10 @@ class ChatWriter(ServedWriter):
     async def _writes_no_more(self, slot: _Slot, request: TextRequest) -> bool:
         """Return whether the model has nothing to add.
 
-        Unless the solution is certainly unfinished, the model is asked to continue the solution without a stop string.
+        Unless the solution is almost certainly unfinished, the model is asked to continue it without a stop string.
         """
         prompt = request.prompt.followed_by(slot.writing.text.so_far.lstrip())
-        if not self.may_be_complete(prompt.text):
+        if slot.problem.system is None and not self.may_be_complete(prompt.text):
             return False
         check = replace(request, prompt=prompt, max_tokens=CHECK_TOKENS, stop="")
         is_over = True
