@@ -53,7 +53,7 @@ log = logging.getLogger("arbitrage.serving")
 class ServerBounds:
     """Limits on requests: the maximum numbers of running and waiting requests, their timeout, and their size.
 
-    After a pause of `keep_alive_seconds`, a stream sends a comment, and a disconnected client is noticed.
+    If a stream sends nothing for `keep_alive_seconds`, it sends a comment. A disconnected client is noticed as often.
     """
 
     running: int
@@ -167,7 +167,7 @@ class Exchange:
 
     async def answer(self, is_disconnected: Callable[[], Awaitable[bool]]) -> Response:
         while not self._answer.is_complete:
-            if report := await self._next():
+            if report := await self._next(self._next_pause()):
                 self._take(report)
             if await is_disconnected():
                 raise ClientDisconnect
@@ -175,7 +175,8 @@ class Exchange:
 
     async def events(self) -> Response:
         """Wait for the first text, if it arrives in time, because an early error can still set the HTTP status."""
-        while isinstance(report := await self._next(), Writing):
+        pause = self._next_pause()
+        while isinstance(report := await self._next(pause), Writing):
             pass
         headers = {"cache-control": "no-store", **self._headers}
         return StreamingResponse(self._stream(report), media_type="text/event-stream", headers=headers)
@@ -183,16 +184,17 @@ class Exchange:
     async def _stream(self, report: SolutionEvent | None) -> AsyncIterator[bytes]:
         """Yield the events of the answer, with keep-alive comments between them. `report` is the first report."""
         yield answers.event(self._answer.first())
+        pause = self._next_pause()
         try:
             while True:
-                if report is None:
-                    yield answers.KEEP_ALIVE
-                elif chunk := self._take(report):
-                    yield answers.event(chunk)
+                chunk = self._take(report) if report else None
+                if chunk or not report:
+                    yield answers.event(chunk) if chunk else answers.KEEP_ALIVE
                     await asyncio.sleep(0)  # notice at once that the client has left, because asyncio warns of later writes
+                    pause = self._next_pause()
                 if self._answer.is_complete:
                     break
-                report = await self._next()
+                report = await self._next(pause)
             for chunk in self._answer.last():
                 yield answers.event(chunk)
         except RefusedError as error:
@@ -205,10 +207,14 @@ class Exchange:
             self.ticket.end = "stop"
         return chunk
 
-    async def _next(self) -> SolutionEvent | None:
-        """Return the next report, or None after a pause. Raises RefusedError if the request failed or timed out."""
+    def _next_pause(self) -> float:
+        """Return when the time without a byte to the client is a pause, if it begins now. Models may report meanwhile."""
+        return self._loop.time() + self._bounds.keep_alive_seconds
+
+    async def _next(self, pause: float) -> SolutionEvent | None:
+        """Return the next report, or None if the `pause` begins. Raises RefusedError if the request failed or timed out."""
         try:
-            async with asyncio.timeout(self._bounds.keep_alive_seconds):
+            async with asyncio.timeout_at(pause):
                 report = await self._reports.get()
         except TimeoutError:
             if self.ticket.deadline.has_passed:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from cli import TIMEOUT
-from hash_language import SHORT, hash_engines, solve
+from hash_language import SHORT, HashBackend, hash_engines, solve
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import awaited
@@ -26,7 +26,7 @@ from arbitrage_cli.serving.answers import StopFilter
 from arbitrage_cli.serving.requests import RefusedError, read_request
 from arbitrage_cli.serving.server import Access, ServerBounds
 from arbitrage_cli.serving.worker import Intake, Ticket
-from arbitrage_cli.types import Message, Problem, RequestEnded
+from arbitrage_cli.types import Message, Problem, RequestEnded, Writing, Wrote
 
 KEY = "a key"
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -545,6 +545,42 @@ def test_a_stream_says_that_it_is_alive() -> None:
         assert next(line for line in lines if line.startswith(":")) == ": keep-alive"
         gate.open()
         assert chunks(lines)
+
+
+class SlowPrefill(Gate):
+    """Models that report several times, each time soon, before they write."""
+
+    def backend(self, *arguments: Any, **options: Any) -> HashBackend:
+        class Slow(HashBackend):
+            def read(self, *arguments: Any, **options: Any) -> None:
+                time.sleep(0.05)
+                super().read(*arguments, **options)
+
+        return Slow(*arguments, **options)
+
+
+LONG_QUESTION = {"messages": [{"role": "user", "content": "long " * 360}], "model": "target", "stream": True}
+
+
+def test_a_stream_says_that_it_is_alive_while_a_model_reads_a_long_prompt() -> None:
+    with (
+        serving(gate=SlowPrefill(), bounds=ServerBounds(4, keep_alive_seconds=0.1)) as client,
+        client.stream("POST", "/v1/chat/completions", json=LONG_QUESTION) as response,
+    ):
+        lines = [line for line in response.iter_lines() if line]
+        reports = [event.num_unread for event in client.events if isinstance(event, Writing)]
+        assert (len(reports) > 10, lines[1:3]) == (True, [": keep-alive"] * 2)
+
+
+def test_a_client_that_leaves_while_a_model_reads_its_prompt_is_noticed() -> None:
+    with serving(gate=SlowPrefill(), bounds=ServerBounds(4, keep_alive_seconds=0.1)) as client:
+        body = json.dumps(LONG_QUESTION).encode()
+        with socket.create_connection(client.address, timeout=TIMEOUT) as raw:
+            raw.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            awaited(lambda: any(isinstance(event, Writing) for event in client.events))
+        awaited(lambda: any(isinstance(event, RequestEnded) for event in client.events))
+        assert [event.end for event in client.events if isinstance(event, RequestEnded)] == ["cancelled"]
+        assert not any(isinstance(event, Wrote) for event in client.events)
 
 
 words = st.text(alphabet="ab", max_size=4)
