@@ -412,7 +412,7 @@ class Finished:
 
     `target_alone_seconds` is the estimated time of the target alone for the same text, or None if the target was not loaded,
     is on a server or solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
-    `abandoned` contains the steps that were being written when the problem ended.
+    `abandoned` contains the steps that were being written when the problem ended, and those that a server wrote ahead.
     """
 
     trace: Trace

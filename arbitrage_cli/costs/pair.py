@@ -125,7 +125,7 @@ def bill(prices: Prices, finished: Finished) -> Bill | None:
     costs = {role: [step.cost for step in steps if step.model == role] for role in prices}
     # These models are on this machine, which counts all tokens.
     others: ByRole[list[Cost]] = {"draft": [step.speculation_cost for step in steps], "prm": [finished.reward_cost]}
-    kept = [[cost for cost in own if cost.seconds] for own in costs.values()]  # abandoned steps have no time
+    kept = [[cost for cost in own if cost.seconds] for own in costs.values()]  # unfinished steps on servers have no time
     if not all(has_prompts(own, is_single=bool(check) or not is_routed) for own in kept):
         return None
     whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=trace.num_tokens)

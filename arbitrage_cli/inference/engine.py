@@ -77,6 +77,7 @@ class Engine:
         self._decoder = Decoder(cache, clock)
         self._slots: dict[int, OpenProblem] = {}
         self._steps: dict[int, StepInProgress] = {}
+        self._failed: dict[int, StepInProgress] = {}  # until `stop` or `close`
 
     @property
     def card(self) -> ModelCard:
@@ -96,14 +97,15 @@ class Engine:
 
     def close(self, slot: int) -> None:
         self._steps.pop(slot, None)
+        self._failed.pop(slot, None)
         if opened := self._slots.pop(slot, None):
             self.cache.close(slot, opened.cached)
 
     # --- writing steps
 
     def stop(self, slot: int) -> list[Step]:
-        """Stop writing. Return the unfinished step, if there is one."""
-        if (step := self._steps.pop(slot, None)) is None:
+        """Stop writing. Return the unfinished step, if there is one, even if it failed."""
+        if (step := self._steps.pop(slot, None) or self._failed.pop(slot, None)) is None:
             return []
         text = step.text.finish(is_cut=True)
         cost = step.total_cost
@@ -181,7 +183,7 @@ class Engine:
         except ProblemError as error:
             if len(slots) > 1:
                 return [update for slot in slots for update in self._advance([slot])]
-            del self._steps[slot]
+            self._failed[slot] = self._steps.pop(slot)
             return [SlotUpdate(slot, error=error)]
 
     def _decode(self, slots: list[int]) -> list[SlotUpdate]:

@@ -63,23 +63,34 @@ class Solver(Protocol):
 
 
 class Writer(Solver, Protocol):
-    """Writes steps with one model, locally or on a server. The methods are documented in `Engine`."""
+    """Writes steps with one model, locally or on a server."""
 
     sampler: Sampler
 
-    def open(
-        self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None
-    ) -> None: ...
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
+        """Assign a problem to a slot. Without a `sampler`, the writer's own is used.
 
-    def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int: ...
+        Raises ProblemError if the model cannot write its solution.
+        """
 
-    def tick(self) -> Sequence[SlotUpdate]: ...
+    def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
+        """Start the requested step. Return the number of unread tokens, or 0 if the server does not tell.
 
-    def stop(self, slot: int) -> Sequence[Step]: ...
+        If a request has `until_end`, the writer may write further steps, and later calls only ask for the next one. Raises
+        ContextFullError if the context is full.
+        """
 
-    def num_prompt_tokens(self, slot: int) -> int | None: ...
+    def tick(self) -> Sequence[SlotUpdate]:
+        """Return what has been written since the last tick. The end of a step, or an error, is the last update of its slot."""
 
-    def seconds_alone(self, slot: int, trace: Trace) -> float | None: ...
+    def stop(self, slot: int) -> Sequence[Step]:
+        """Stop writing. Return the steps that `tick` has not returned, even if it returned their error. The last may be unfinished."""
+
+    def num_prompt_tokens(self, slot: int) -> int | None:
+        """Return the number of the prompt's tokens, without the solution, or None if the server has not reported it."""
+
+    def seconds_alone(self, slot: int, trace: Trace) -> float | None:
+        """Return the computed time in which the model alone would write the trace, or None if it is unknown."""
 
 
 class Rater(Solver, Protocol):
@@ -114,6 +125,7 @@ class _InFlight:
     opened: dict[ModelRole, Writer] = field(default_factory=dict)
     sample: int = 0  # of the steps that the models write
     awaited: Collection[ModelRole] = ()  # the models that write a step
+    abandoned: list[Step] = field(default_factory=list)
     reward_cost: Cost = field(default_factory=Cost)
     waits_for_rewards: bool = False
 
@@ -244,9 +256,7 @@ class Scheduler:
             waits[0]()
 
     def _take_update(self, role: ModelRole, update: SlotUpdate) -> Iterator[Event]:
-        flight = self._in_flight.get(update.slot)
-        if flight is None or role not in flight.awaited:  # a response may continue after the last step
-            return
+        flight = self._in_flight[update.slot]
         if update.error or update.step:
             self._refusals.note(role, update.error)
         if update.error is not None:
@@ -311,10 +321,16 @@ class Scheduler:
         flight.waits_for_rewards = True
 
     def _stop_others(self, flight: _InFlight, wanted: Collection[ModelRole]) -> None:
-        """Stop the models whose steps are no longer awaited. Policy `agree` discards these unfinished steps."""
-        stopped = [step for role in flight.awaited if role not in wanted for step in self._writers[role].stop(flight.slot)]
-        if flight.trace.check and stopped:
-            flight.trace.check = replace(flight.trace.check, discarded=[*flight.trace.check.discarded, *stopped])
+        """Stop the models whose steps are no longer wanted, among them steps that a server writes ahead.
+
+        Policy `agree` discards these steps.
+        """
+        stopped = [step for role, one in flight.opened.items() if role not in wanted for step in one.stop(flight.slot)]
+        if not (check := flight.trace.check):
+            flight.abandoned += stopped
+        elif stopped:
+            further_steps = check.further_steps and check.further_steps + len(stopped)  # all of the draft's last solution
+            flight.trace.check = replace(check, discarded=[*check.discarded, *stopped], further_steps=further_steps)
 
     def _write(self, flight: _InFlight, requests: Sequence[WriteStep]) -> Iterator[Event]:
         """Start the steps of models that are not writing."""
@@ -345,9 +361,9 @@ class Scheduler:
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
         alone = self._seconds_alone(flight) if error is None else None
         num_prompt = self._num_prompt_tokens(flight) if error is None else None
-        abandoned = [step for writer in flight.opened.values() for step in writer.stop(flight.slot)]
+        flight.abandoned += [step for writer in flight.opened.values() for step in writer.stop(flight.slot)]
         self._release(flight)
-        return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt, abandoned)
+        return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt, flight.abandoned)
 
     def _seconds_alone(self, flight: _InFlight) -> float | None:
         if "target" in self._writers and self._concurrency == 1:  # otherwise problems share batches

@@ -316,6 +316,20 @@ def test_a_deadline_ends_its_own_slot_only() -> None:
     assert (other.slot, other.text) == (1, "a")
 
 
+def test_what_a_failed_step_cost_is_known_until_it_is_stopped() -> None:
+    now = [0.0]
+    engine = make_engine("draft", scripted(recite("abc.\n\n")), Sampler(), instructions="")
+    engine.open(0, PROBLEM, Deadline(50.0, 50.0, lambda: now[0]))
+    engine.start(0, WriteStep("draft", new_trace()))
+    assert "".join(update.text for _ in range(3) for update in engine.tick()) == "ab"
+    now[0] = 60.0
+    (late,) = engine.tick()
+    assert (type(late.error), engine.busy) == (TimedOutError, False)
+    (step,) = engine.stop(0)
+    assert (step.text, step.stop, step.cost.decode_tokens, step.cost.prefill_tokens > 0) == ("ab", "early", 2, True)
+    assert engine.stop(0) == []
+
+
 class NotANumber(HashBackend):
     def decode(self, sequences: Any, positions: Any, tokens: Any, **options: Any) -> Floats:
         output = super().decode(sequences, positions, tokens, **options)

@@ -5,7 +5,7 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from hurry import module_of
 from processes import awaited
 from writing import make_engine
 
+from arbitrage_cli.agreement import agree
 from arbitrage_cli.arbitrage import Flow, WriteStep, single
 from arbitrage_cli.errors import (
     ArbitrageError,
@@ -32,7 +33,7 @@ from arbitrage_cli.errors import (
     ServerRequestError,
 )
 from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
-from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.engine import Engine, SlotUpdate
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import MAX_REFUSED, Job, Refusals, Scheduler, Writer
 from arbitrage_cli.inference.servers.address import Address, ServedSource
@@ -40,10 +41,10 @@ from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import PROBE_TOKENS, Controls, ServedModel, open_served
 from arbitrage_cli.inference.servers.patience import CHUNK_SECONDS, MAX_FAILED, MAX_SERVING_TRIES, ServePatience
 from arbitrage_cli.inference.servers.writer import ServedWriter
-from arbitrage_cli.inference.step_text import StepEnd
+from arbitrage_cli.inference.step_text import LOOP_TOKENS, StepEnd
 from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.training.states import State, by_continuing, collect
-from arbitrage_cli.types import Check, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Check, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace, Writing, Wrote
 
 DEFAULT_STYLE = PromptStyle()
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
@@ -465,9 +466,13 @@ def test_the_reason_for_which_a_server_does_not_render_a_conversation_is_shown()
 
 STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]}], is_streamed=True, stalls=True)
 SILENT_LATER = replace(STALLED, stalls=False, falls_silent=True)
-STALLED_LATER = replace(
-    STALLED, objects=[{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in ("a", ".\n\n", "b")]
-)
+
+
+def stalled_after(*texts: str) -> Answer:
+    return replace(STALLED, objects=[{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in texts])
+
+
+STALLED_LATER = stalled_after("a", ".\n\n", "b")
 
 
 def test_an_answer_that_is_no_longer_wanted_is_hung_up_on() -> None:
@@ -515,6 +520,85 @@ def test_an_answer_that_the_others_have_decided_is_stopped_and_billed() -> None:
     (stopped,) = finished.trace.check.discarded
     assert (finished.error, stopped.model, stopped.text, stopped.stop) == (None, "check", "b", "early")
     assert (stopped.cost.prefill_tokens > 0, stopped.cost.decode_tokens) == (True, 1)
+
+
+@contextlib.contextmanager
+def ahead_of_its_steps(role: ModelRole, *texts: str) -> Iterator[tuple[ServedWriter, HashServer]]:
+    """A writer whose server writes these texts, then stalls, before the first step is returned."""
+    server, faults = HashServer(), iter([stalled_after(*texts)])
+
+    class Ahead(ServedWriter):
+        def tick(self) -> list[SlotUpdate]:
+            awaited(lambda: server.num_stalling)
+            return super().tick()
+
+    with opened_model(server) as model:
+        server.faults = lambda: next(faults, None)
+        yield Ahead(role, model, Sampler(), DEFAULT_STYLE), server
+
+
+WRITTEN_AHEAD = [("b.\n\n", "separator", 2), ("c", "early", 1)]
+
+
+def test_steps_that_a_server_writes_after_the_last_one_are_billed() -> None:
+    with ahead_of_its_steps("target", "a", ".\n\n", "b", ".\n\n", "c") as (target, server):
+        (finished,) = finished_of(events_of({"target": target}, PROBLEMS[:1], "target", limits=replace(SHORT, max_steps=1)))
+        awaited(lambda: server.num_stalling == 0)
+    assert (finished.error, finished.trace.text) == (None, "a.\n\n")
+    assert [(step.text, step.stop, step.cost.decode_tokens) for step in finished.abandoned] == WRITTEN_AHEAD
+    assert finished.abandoned[-1].cost.prefill_tokens > 0
+
+
+def test_steps_that_a_server_writes_after_a_loop_are_billed() -> None:
+    """In policy `agree`, a solution also ends if the model repeats itself, which its server does not know."""
+    limits = Limits(max_tokens=400)
+
+    def flow(trace: Trace) -> Flow:
+        drafted = WriteStep("draft", Trace(trace.problem, limits), until_end=True)
+        return agree(trace, [drafted], lambda trace: "1", lambda trace, answer: True, at_once=False)
+
+    with ahead_of_its_steps("draft", *"a" * LOOP_TOKENS, "b", ".\n\n", "c") as (draft, server):
+        writers: dict[ModelRole, Writer] = {"draft": draft, "target": here()["target"]}
+        (finished,) = finished_of(Scheduler(writers).run([Job(PROBLEMS[0], flow, limits)]))
+        awaited(lambda: server.num_stalling == 0)
+    check = finished.trace.check
+    assert check
+    assert (finished.error, finished.abandoned, check.answers, check.further_steps) == (None, [], {"draft": None}, 0)
+    loop, *ahead = [(step.text, step.stop, step.cost.decode_tokens) for step in check.discarded]
+    assert (loop, ahead) == (("a" * LOOP_TOKENS, "loop", LOOP_TOKENS), WRITTEN_AHEAD)
+
+
+def test_a_step_that_its_server_fails_is_billed_once() -> None:
+    """Also if `tick` has returned all updates before the step is stopped."""
+    objects = [{"choices": [{"index": 0, "text": "a", "finish_reason": reason}]} for reason in (None, "content_filter")]
+    server, errors = HashServer(), list[object]()
+    with opened_model(server) as model:
+        writer = rendered("target", model)
+        server.faults = lambda: Answer(objects, is_streamed=True)
+        writer.open(0, PROBLEMS[0])
+        writer.start(0, WriteStep("target", Trace(PROBLEMS[0], SHORT)))
+        while writer.busy:
+            errors += [type(update.error) for update in writer.tick() if update.error]
+        stopped = [*writer.stop(0), *writer.stop(0)]
+    assert errors == [ServerRequestError]
+    assert [(step.stop, step.cost.decode_tokens, step.cost.prefill_tokens > 0) for step in stopped] == [("early", 1, True)]
+
+
+def test_what_a_response_without_end_wrote_is_retracted_and_billed(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, faults = HashServer(), iter([stalled_after("a", ".\n\n", "b", "b")])
+    with opened_model(server) as model:
+        writer = rendered("target", model)
+        set_limits(monkeypatch, WHOLE_SECONDS=0.2)
+        server.faults = lambda: next(faults, None)
+        server.bodies.clear()
+        events = events_of({"target": writer}, PROBLEMS[:1], "target")
+    first, second, *_ = steps = kept(finished_of(events)[0].trace)
+    prompts = [len(body["prompt"]) for body in server.bodies if "max_tokens" in body]
+    assert (first.text, len(prompts)) == ("a.\n\n", 2)
+    assert second.cost.decode_tokens == second.num_tokens + 2
+    assert sum(step.cost.prefill_tokens for step in steps) == sum(prompts)
+    shown = [event.text if isinstance(event, Wrote) else "-" for event in events if isinstance(event, Wrote | Writing)]
+    assert "".join(shown).startswith(f"-a.\n\n-bb-{second.text}")
 
 
 def test_a_model_that_rejects_a_conversation_ends_no_problem_of_the_other_model() -> None:

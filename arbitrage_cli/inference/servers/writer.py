@@ -9,7 +9,7 @@ import hashlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -83,6 +83,10 @@ class _Writing:
         )
 
 
+def _nothing() -> _Writing:
+    return _Writing(StepText(), "answer", 0.0)
+
+
 # --- the state of a response
 
 
@@ -128,7 +132,7 @@ class _Slot:
     segments: Sequence[Segment] = ()
     controls: Controls = field(init=False)
     trace: Trace = field(init=False)
-    writing: _Writing = field(init=False)
+    writing: _Writing = field(default_factory=_nothing)
     until_end: bool = False
     prompt: Prompt | None = None
     num_prompt: int | None = None  # tokens
@@ -149,6 +153,27 @@ class _Slot:
         written = replace(self.writing.cost(), prefill_seconds=0.0, decode_seconds=0.0)
         num_unreported = self.response.num_prompt if isinstance(self.response, _Begun) else 0
         return self.spent + written + Cost(prefill_tokens=num_unreported)
+
+    def due(self) -> Iterator[SlotUpdate]:
+        """Remove and yield the updates up to the end of a step. The next step may not be wanted."""
+        while self.updates:
+            update = self.updates.popleft()
+            yield update
+            if update.step:
+                return
+
+    def retract(self) -> None:
+        """Charge what was spent on the current response to the next one."""
+        self.spent = self.unkept
+        self.response = _Awaited()
+        self.writing = _nothing()
+
+    def forget(self) -> None:
+        """Forget the request, except for the steps of its trace."""
+        self.updates.clear()
+        self.until_end = False
+        self.retract()
+        self.spent = Cost()
 
 
 @dataclass(eq=False)
@@ -202,18 +227,20 @@ class ServedWriter:
 
     def tick(self) -> list[SlotUpdate]:
         ended = [slot for slot, future in self._pending.items() if future.done()]  # first, so that no update is missed
-        updates = [slot.updates.popleft() for slot in self._slots.values() for _ in range(len(slot.updates))]
+        updates = [update for slot in self._slots.values() for update in slot.due()]
         for slot in ended:
-            self._pending.pop(slot).result()
+            if not self._slots[slot].updates:
+                self._pending.pop(slot).result()
+        if any(slot.updates for slot in self._slots.values()):
+            self.model.server.connection.notify()  # otherwise, `wait` would wait before the next tick
         return updates
 
     def stop(self, slot: int) -> list[Step]:
-        """Cancel the response in flight. Return the steps that `tick` has not returned yet, the last one unfinished."""
+        opened = self._slots[slot]
         if (future := self._pending.pop(slot, None)) is None:
-            return []
-        steps = self.model.server.connection.run(self._unreported(self._slots[slot]))
-        future.cancel()
-        return steps
+            return self._unreported(opened)
+        future.cancel()  # first, so that nothing is added
+        return self.model.server.connection.run(self._stopped(opened))
 
     def num_prompt_tokens(self, slot: int) -> int | None:
         return self._slots[slot].num_prompt
@@ -228,11 +255,9 @@ class ServedWriter:
         num_steps = 0
 
         def restart() -> None:
-            slot.spent = slot.unkept
-            slot.response = _Awaited()
-            self._report(slot, num_unread=1)
             if len(slot.trace.decisions) > num_steps:
                 raise ServerRequestError(f"{self.model.server.name} interrupted a response", status=TIMEOUT)
+            self._retract(slot)
 
         try:
             while True:
@@ -243,18 +268,27 @@ class ServedWriter:
                     await self.model.server.retry(partial(self._write, slot), restart=restart)
                 except ServerRequestError as error:
                     if error.status != TIMEOUT or len(slot.trace.decisions) == num_steps:
-                        raise  # otherwise, the next request follows the complete steps
+                        raise
+                    self._retract(slot)  # the next request follows the complete steps
                 if not slot.until_end or slot.trace.finished:
                     return
         except (ProblemError, ServerError) as error:
             self._report(slot, error=error)
 
-    async def _unreported(self, slot: _Slot) -> list[Step]:
+    def _retract(self, slot: _Slot) -> None:
+        slot.retract()
+        self._report(slot, num_unread=1)
+
+    async def _stopped(self, slot: _Slot) -> list[Step]:
+        return self._unreported(slot)
+
+    def _unreported(self, slot: _Slot) -> list[Step]:
         steps = [update.step for update in slot.updates if update.step]
         writing = slot.writing
         if (cost := slot.unkept) != Cost():
             text = writing.text.finish(is_cut=True)
             steps.append(Step(self.role, text, writing.num_tokens, cost, "early", phase=writing.phase))
+        slot.forget()
         return steps
 
     def _report(self, slot: _Slot, **update: Any) -> None:
