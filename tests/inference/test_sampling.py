@@ -49,6 +49,12 @@ def test_the_least_likely_are_left_out(options: dict[str, Any], expected: list[f
     np.testing.assert_allclose(found, expected, atol=0.03)
 
 
+@pytest.mark.parametrize(("temperature", "num_drawn"), [(0.5, 2), (2.0, 5)])
+def test_the_temperature_comes_before_the_other_settings(temperature: float, num_drawn: int) -> None:
+    found = frequencies(Sampler(temperature, top_p=0.8), logits_of(0.5, 0.2, 0.1, 0.1, 0.05, 0.05))
+    assert np.count_nonzero(found) == num_drawn
+
+
 def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:
     logits = np.arange(1000, dtype=np.float32) * 1e-6
     usual = [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)]

@@ -203,6 +203,8 @@ def test_a_server_samples_as_it_is_asked_to(kind: Kind) -> None:
         solve({"target": writer}, PROBLEMS[:1], "target")
     body = server.bodies[-1]
     assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (0.5, 0.9, 7, 0.1)
+    if kind == "llamacpp":  # whose own order differs
+        assert body["samplers"] == ["temperature", "top_k", "top_p", "min_p"]
 
 
 def kept(trace: Trace) -> list[Step]:

@@ -186,7 +186,8 @@ class LlamaServer(Completions):
             body["preserved_tokens"] = [request.marker]
         if request.num_alternatives:
             body["n_probs"] = request.num_alternatives
-        body["samplers"] = [name for name in ("top_k", "top_p", "min_p", "temperature") if name in body]
+        # The order of `Sampler`. By default, llama-server applies the temperature last.
+        body["samplers"] = [name for name in ("temperature", "top_k", "top_p", "min_p") if name in body]
         if request.cache_key and request.is_first:
             body["cache_prompt"] = False
         return body
