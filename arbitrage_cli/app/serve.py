@@ -47,7 +47,8 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         run = session.run_info(num_problems=None)
-        display.begin(ServerInfo(url, late.offered(defaults.names) if late else defaults.names, run))
+        names = late.offered(defaults.policies) if late else list(defaults.policies)
+        display.begin(ServerInfo(url, names, run))
         display.result(url)
         service.run(
             bound,

@@ -5,11 +5,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 
 from arbitrage_cli.errors import ArbitrageError
-from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.serving.requests import RefusedError
 
 RETRY_SECONDS = 30.0  # after a failure, in which the server is not asked again
@@ -40,9 +40,9 @@ class LateModel:
         self._retry_at = clock() + RETRY_SECONDS
         self._trial: asyncio.Event | None = None  # is set when the trial ends
 
-    def offered(self, names: Iterable[str]) -> list[str]:
-        """Return the model names of requests without those that cannot be answered now."""
-        return [name for name in names if self._is_open or not self._needs(POLICIES[name.partition("@")[0]])]
+    def offered(self, policies: Mapping[str, Policy]) -> list[str]:
+        """Return the model names of requests whose policies can be used now."""
+        return [name for name, policy in policies.items() if self._is_open or not self._needs(policy)]
 
     async def need(self, policy: Policy) -> None:
         """Ask the server again, if the policy needs the model. Raises RefusedError if it cannot be used yet."""

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.rows import make_conversation
-from arbitrage_cli.routing.policies import refuse_sampling
+from arbitrage_cli.routing.policies import POLICIES, Policy, refuse_sampling
 from arbitrage_cli.routing.route import Menu, Route
 from arbitrage_cli.types import Fields, Json, Limits, Problem, frozen
 
@@ -91,8 +91,10 @@ class Defaults:
     always_thinks: bool = False
 
     @property
-    def names(self) -> list[str]:
-        return list(dict.fromkeys([OWN_NAME, *self.menu.names]))
+    def policies(self) -> dict[str, Policy]:
+        """The model names to offer, with their policies. `arbitrage` selects the default policy."""
+        named = {name: POLICIES[name.partition("@")[0]] for name in self.menu.names}
+        return {OWN_NAME: self.menu.default.policy} | {name: one for name, one in named.items() if name != OWN_NAME}
 
 
 class _StreamOptions(BaseModel):

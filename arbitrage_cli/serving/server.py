@@ -121,7 +121,7 @@ class Endpoints:
         return JsonResponse({"status": "ok", "running": self.worker.num_running, "waiting": len(self.worker.intake)})
 
     async def models(self, request: Request) -> Response:
-        names = self.late.offered(self.defaults.names) if self.late else self.defaults.names
+        names = self.late.offered(self.defaults.policies) if self.late else self.defaults.policies
         return JsonResponse({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: Request) -> Response:

@@ -70,13 +70,15 @@ def test_usage_has_the_tokens_of_the_drafts_further_solutions() -> None:
     assert usage["draft_tokens"] == record["timing"]["draft"]["decode_tokens"]
 
 
-def test_it_starts_without_a_checker_whose_server_is_down() -> None:
+@pytest.mark.parametrize(("default", "refused_name"), [("entropy", "agree"), ("agree", "arbitrage")])
+def test_it_starts_without_a_checker_whose_server_is_down(default: str, refused_name: str) -> None:
     """The draft does not check itself instead."""
     models = (*MODELS, "--check", "http://127.0.0.1:9/v1")
-    with served(models=models) as (process, client):
-        assert "agree" not in {model["id"] for model in client.get("/models").json()["data"]}
+    with served("--policy", default, models=models) as (process, client):
+        offered = {model["id"] for model in client.get("/models").json()["data"]}
+        assert offered & {"agree", "arbitrage", "target"} == {"arbitrage", "target"} - {refused_name}
         for _ in range(3):
-            refused = client.post("/chat/completions", json={**ASKED, "model": "agree"})
+            refused = client.post("/chat/completions", json={**ASKED, "model": refused_name})
             assert (refused.status_code, "checker" in refused.text, "127.0.0.1" in refused.text) == (503, True, False)
             assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert client.post("/chat/completions", json={**ASKED, "model": "target"}).status_code == 200
