@@ -29,10 +29,10 @@ ADVICE = "advise--"  # the beginning of the names of run folders
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
 
 
-def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tuple[Advice, PairEntry | None]:
-    """Return advice, and the pair that it is about, if it has a name. If the folder has a run, it is continued.
+def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tuple[Advice, PairEntry | None, str | None]:
+    """Return advice, the pair that it is about, if it has a name, and the router, if an option named it.
 
-    Raises UsageError if an option is invalid, and the same errors as `advise`.
+    If the folder has a run, it is continued. Raises UsageError if an option is invalid, and the same errors as `advise`.
     """
     ends = _end(advice.minutes)
     path = advice.output_folder
@@ -45,7 +45,9 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tu
     request, selected = _ask(options, advice, began)
     if selected.dataset.name == "builtin" and not advice.dataset:
         display.tell("using built-in problems; to use your own, add --dataset FILE, with one question per line")
-    return advise(session_of(request), selected, path, advice, display, ends), request.named.pair
+    made = advise(session_of(request), selected, path, advice, display, ends)
+    router = request.named.router if request.options.router or request.typed_router else None
+    return made, request.named.pair, router.source if router else None
 
 
 def advise_on(

@@ -32,8 +32,8 @@ class Plan:
     where the models to load lie today; `named` also has those that are not loaded. `threads` and `concurrency` are those of
     this command. `usual` is the policy that was asked for, or the default one, with its tau as text. `notes` are new.
     `asked` and `places` are for run.json, and `command` is the command line. `advised` tells for which pair and settings an
-    advice is valid. `solve_options` and, for policies with a router, `router_options` are the words of a command that solves a
-    problem with them.
+    advice is valid. `solve_options` and, for policies that use them, `router_options` and `check_options` are the words of a
+    command that solves a problem with them.
     """
 
     setup: Setup
@@ -54,6 +54,7 @@ class Plan:
     advised: AdvisedPair | None
     solve_options: Sequence[str]
     router_options: Sequence[str]
+    check_options: Sequence[str]
 
     @property
     def style(self) -> PromptStyle:
@@ -79,6 +80,8 @@ class Plan:
         words = ["arbitrage", "solve", *self.solve_options]
         if POLICIES[policy].needs_router:
             words += self.router_options
+        if "check" in POLICIES[policy].models:
+            words += self.check_options
         if of_data and "task" not in self.asked.options:
             words += ["--task", of_data]
         return shlex.join([*words, "--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"])
@@ -131,7 +134,8 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
         began=began,
         advised=advised_pair(request, router) if request.advises else None,
         solve_options=_solve_options(request),
-        router_options=_router_options(request),
+        router_options=["--router", request.typed_router] if request.typed_router else [],
+        check_options=_check_options(request),
     )
 
 
@@ -187,12 +191,11 @@ def _asked(request: Request) -> Asked:
 def _solve_options(request: Request) -> list[str]:
     options, named = request.options, request.named
     names_models = bool(options.explicit & {"draft", "target", "pair"})
-    typed = replace(options, explicit=options.explicit - {"router", "policy", "tau", "concurrency"})
+    typed = replace(options, explicit=options.explicit - {"router", "check", "policy", "tau", "concurrency"})
     return [*([] if names_models else named.arguments), *typed.arguments]
 
 
-def _router_options(request: Request) -> list[str]:
-    router, was_typed = request.named.router, "router" in request.options.explicit
-    if request.began:
-        was_typed = was_typed or "router" in request.began.run.asked.typed
-    return ["--router", router.source] if router and was_typed else []
+def _check_options(request: Request) -> list[str]:
+    """Return the option that names the checker, unless it is that of the pair."""
+    pair, checker = request.named.pair, request.named.sources.get("check")
+    return ["--check", checker] if checker and not (pair and pair.sources.get("check") == checker) else []

@@ -114,6 +114,12 @@ class Request:
         return PromptStyle(self.system, self.task.step_end)
 
     @property
+    def typed_router(self) -> str | None:
+        """The router, if it was typed now or when the run began."""
+        typed = self.options.explicit.union(self.began.run.asked.typed if self.began else ())
+        return self.named.router.source if self.named.router and "router" in typed else None
+
+    @property
     def asked(self) -> list[Policy]:
         return [policy for policy, _ in self.policies]
 

@@ -23,8 +23,8 @@ from arbitrage_cli.system.machine import total_memory
     ),
     minutes=Option("Time limit in minutes, including loading and the measurement of token costs.", "MINUTES"),
     save=Option(
-        "Print the lines for the pair's entry in pairs.toml that let other commands use the advice by default. Needs a named "
-        "pair: --pair, or the built-in pair if no models are named."
+        "If there is a verdict, print the lines for the pair's entry in pairs.toml that let other commands use it by default. "
+        "Needs a named pair: --pair, or the built-in pair if no models are named."
     ),
     costs=Option("Only measure and show token costs.", is_setting=False),
 )
@@ -51,24 +51,35 @@ def advise(
     """
     if advice.costs:
         return _costs(options, output, as_json=json_line)
-    if not (options.pair or options.draft or options.target) and _propose(options, as_json=json_line):
+    names_models = options.pair or options.draft or options.target or _continues(advice)
+    if not names_models and _propose(options, as_json=json_line):
         return 0
     from arbitrage_cli.app.ask_advice import advise_pair  # slow to import
     from arbitrage_cli.display.table import write_advice
     from arbitrage_cli.model_files.pairs import advised_lines
 
     with command_display(output) as display, only_figures_on_stdout():
-        result, pair = advise_pair(options, advice, display)
+        result, pair, router = advise_pair(options, advice, display)
     if json_line:
         write_json(result.figures.to_json())
     else:
         write_advice(result, sys.stdout)
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
-    if advice.save and pair:
-        typer.echo(advised_lines(pair, result.policy, result.tau, options.router), err=True)
+    if advice.save and pair and result.verdict.is_decided:
+        typer.echo(advised_lines(pair, result.policy, result.tau, router), err=True)
+    elif advice.save:
+        say("no lines to save, because there is no verdict yet", output)
     target = result.figures.policies[0]
     return SOME_FAILED if target.errors == target.num_made > 0 else 0
+
+
+def _continues(advice: AdviceOptions) -> bool:
+    """Return whether the folder has a run to continue, which names models. Raises the same errors as `begun_run`."""
+    from arbitrage_cli.runs.folder import begun_run  # imports NumPy
+    from arbitrage_cli.runs.records import ADVISE
+
+    return bool(advice.output_folder and not advice.fresh and begun_run(advice.output_folder, ADVISE))
 
 
 def _propose(options: Options, *, as_json: bool) -> bool:

@@ -114,6 +114,34 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     assert (saved.policy, saved.tau, saved.router) == (made.policy, made.tau, str(home / ROUTER))
 
 
+def test_lines_to_save_need_the_router_that_an_option_named(attempts: Pretend) -> None:
+    """Now, or when the run began."""
+    attempts(1, CAREFUL_PAYS)
+    for folder, routed, is_named in (("run", True, True), ("run", False, True), ("other", False, False)):
+        options = typed(pair="builtin", router=ROUTER) if routed else typed(pair="builtin")
+        given = AdviceOptions(output_folder=Path(folder), minutes=1.0)
+        _, pair, router = advise_pair(options, given, Shown())
+        assert (pair and pair.name, router is not None) == ("builtin", is_named)
+
+
+AGREE_PAYS = {"target": 1.0, "speculative": 0.8, "agree": 0.2, "draft": 0.1}
+
+
+@pytest.mark.parametrize("seconds", [AGREE_PAYS, CAREFUL_PAYS, NOTHING_PAYS], ids=["agree", "arbitrage", "target"])
+def test_the_command_names_the_checker_if_the_policy_uses_it(attempts: Pretend, seconds: Mapping[str, float]) -> None:
+    """Also if it was named only when the run began."""
+    attempts(20, seconds)
+    models = {"draft": "builtin:draft", "target": "builtin:target"}
+    for named in ({**models, "check": "builtin:draft"}, models, {}):
+        made = advised(typed(**named))
+        words = shlex.split(made.command)
+        checker = words[words.index("--check") + 1] if "--check" in words else None
+        assert (made.policy == "agree", checker) == (
+            seconds is AGREE_PAYS,
+            "builtin:draft" if seconds is AGREE_PAYS else None,
+        )
+
+
 @pytest.mark.parametrize(("count", "is_stored"), [(4, False), (20, True)])
 def test_only_advice_that_was_measured_takes_the_place_of_the_last(attempts: Pretend, count: int, is_stored: bool) -> None:
     options = typed(max_tokens=4)

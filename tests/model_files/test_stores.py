@@ -9,6 +9,7 @@ import model_stores
 import pytest
 from altered_gguf import alter
 from cli import Result, assert_refused, run
+from faults import write_problems
 from gguf import GGUFValueType
 from model_stores import KIND, blob, manifest, ollama_has, put
 
@@ -209,3 +210,15 @@ def test_advise_proposes_pairs_and_runs_none_of_them(home: Path) -> None:
     shown = arbitrage(home, "advise")
     assert (shown.code, shown.err) == (0, "")
     assert f"  {' '.join(['arbitrage', 'advise', *proposed])}" in shown.out.splitlines()
+
+
+def test_advise_continues_a_run_instead_of_proposing_pairs(home: Path) -> None:
+    models = Path(find_files("builtin:draft")[0]).parent
+    for tag in ("draft", "target"):
+        ollama_has(home, f"{OWN}/sums/{tag}", manifest(home, model=(models / f"{tag}.gguf").read_bytes()))
+    problems = str(write_problems(home / "sums.jsonl", ["2 + 3", "12 + 5"]))
+    command = ("advise", "-o", str(home / "run"), "--dataset", problems, "--minutes", "0.1", "--json")
+    own = {**model_stores.environment(home), "XDG_CONFIG_HOME": str(home)}
+    assert "verdict" in run(*command, "--draft", "scripted:draft", "--target", "scripted:target", env=own).record
+    assert "verdict" in run(*command, env=own).record
+    assert "proposals" in run(*command, "--fresh", env=own).record
