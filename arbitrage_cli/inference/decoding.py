@@ -4,7 +4,6 @@ Verification uses the same random numbers as ordinary decoding, so a proposal do
 the same logits in a batch.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -210,7 +209,7 @@ class Decoder:
         """Return whether this token would end the solution or its thinking."""
         if self._cache.ends(step.phase, token) or (step.relaxation and step.relaxation.drafter.ends(step.phase, token)):
             return True
-        text = copy.deepcopy(step.text)
+        text = step.text.copy()
         text.add(self._tokenizer.piece(token))
         return text.has_marker
 

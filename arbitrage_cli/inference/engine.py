@@ -7,7 +7,6 @@ that it would have drawn itself. If the target's text differs from the proposal,
 speculative decoding (arXiv 2211.17192) with text instead of tokens.
 """
 
-import copy
 import functools
 import math
 import time
@@ -351,7 +350,7 @@ class Engine:
         relaxation = step.relaxation
         if relaxation is None:
             return
-        text = copy.deepcopy(step.text)
+        text = step.text.copy()
         most = min(most, 1 + max(0, step.room))
         drafting = self._planner.plan_relaxed(relaxation.drafter.unit_costs, most, relaxation.calibration)
 

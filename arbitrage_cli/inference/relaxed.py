@@ -41,11 +41,13 @@ class Relaxation:
         choice stands. Two such tokens are equal. At tau 0, the target's choice stands even if the drafted token is as likely.
         """
         drafted, confidence = self.drafted.pop(0)
-        is_end, is_drafted_end = ends(own), ends(drafted)
-        is_equal = drafted == own or (is_end and is_drafted_end)
-        can_differ = not is_end and not is_drafted_end and drafted < len(logits)  # vocabularies may be padded
+        is_equal, can_differ = drafted == own, False
+        if not is_equal:
+            is_end, is_drafted_end = ends(own), ends(drafted)
+            is_equal = is_end and is_drafted_end
+            can_differ = not is_end and not is_drafted_end and drafted < len(logits)  # vocabularies may be padded
         score = float(logits[own]) - float(logits[drafted]) if can_differ else 0.0
-        is_kept = not is_equal and can_differ and self.tau > 0 and score <= self.tau
+        is_kept = can_differ and self.tau > 0 and score <= self.tau
         self.calibration.record(confidence, matched=is_equal or is_kept)
         if not is_kept:
             return own

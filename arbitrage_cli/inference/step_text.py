@@ -79,7 +79,7 @@ class StepText:
         return self.has_marker or (self._has_separator and not self._withheld)
 
     def num_before_end(self, pieces: Iterable[bytes]) -> int:
-        trial = self._copy()
+        trial = self.copy()
         number = 0
         for piece in pieces:
             trial.add(piece)
@@ -88,7 +88,7 @@ class StepText:
             number += 1
         return number
 
-    def _copy(self) -> "StepText":
+    def copy(self) -> "StepText":
         copied = copy.copy(self)
         copied._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # noqa: SLF001 - of the same class
         copied._decoder.setstate(self._decoder.getstate())  # noqa: SLF001

@@ -88,3 +88,19 @@ def test_cutting_into_tokens_does_not_move_the_end(rule: StepEnd, text: str, dat
     assert written.startswith(by_byte)
     if end is not None and ended_after is not None:
         assert len(b"".join(pieces[: ended_after - 1])) < end <= len(b"".join(pieces[:ended_after]))
+
+
+@given(st.lists(st.sampled_from([*"ab\n<>/", "end>", "\N{EURO SIGN}", "</end>"]), max_size=12), st.integers(0, 30))
+def test_a_copy_continues_apart(parts: list[str], position: int) -> None:
+    """Wherever it is made: inside a character, a separator or a marker."""
+    data = [bytes([byte]) for byte in "".join(parts).encode()]
+    text = StepText(marker="</end>", removed=("<a>",))
+    for byte in data[:position]:
+        text.add(byte)
+    before = (text.so_far, text.ended, text.is_inside_character)
+    copied = text.copy()
+    added = [copied.add(byte) for byte in data[position:]]
+    assert (text.so_far, text.ended, text.is_inside_character) == before
+    assert [text.add(byte) for byte in data[position:]] == added
+    assert (text.ended, text.has_marker, text.lacks_tokens) == (copied.ended, copied.has_marker, copied.lacks_tokens)
+    assert text.finish() == copied.finish()
