@@ -231,9 +231,10 @@ class Decision:
 class Check:
     """The comparison of the draft's answer with the checker's, in policy `agree`.
 
-    `answers` omits a model that did not finish, and maps a model without an answer to None. `discarded` contains the steps of
-    all solutions that were not kept. Without a checker, the last `further_steps` of them belong to the draft's further
-    solutions, which take the checker's place.
+    `answers` maps a model whose solution was cut off, or has no answer, to None. It omits a model that did not run, or was
+    stopped because the other's solution has no answer. `discarded` contains the steps of all solutions that were not kept.
+    Without a checker, the draft's further solutions take its place: `answers["check"]` is the answer of the latest, and the
+    last `further_steps` of the discarded steps are theirs.
     """
 
     answers: ByRole[str | None]

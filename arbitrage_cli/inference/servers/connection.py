@@ -1,9 +1,9 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
-Requests may be retried after dropped connections and after HTTP 408, 425, 429 and 5xx: `patience` decides when. Any other
-HTTP error except 401 concerns only one request. API keys are sent only in the `Authorization` header, and never through a
-proxy to this machine or a private network. A key that a server repeats is removed before its response is parsed. Redirects
-are not followed, and no error shows a request.
+Requests may be retried after dropped connections and after HTTP 408, 425, 429 and 5xx: `patience` decides when. After HTTP
+401 or a redirect, the server cannot be used. Any other HTTP error concerns only one request. API keys are sent only in the
+`Authorization` header, and never through a proxy to this machine or a private network. A key that a server repeats is
+removed before its response is parsed. Redirects are not followed, and no error shows a request.
 """
 
 import asyncio
