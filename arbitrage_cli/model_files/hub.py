@@ -183,7 +183,7 @@ def preview(name: HubName, *, offline: bool = False) -> list[PublishedFile]:
     from huggingface_hub import hf_hub_download
 
     if _is_offline(name, offline):
-        return [PublishedFile(path.name, path.stat().st_size, is_here=True) for path in locate(name)]
+        return [PublishedFile(_file_of(name, path), path.stat().st_size, is_here=True) for path in locate(name)]
     with _hub_errors(name):
         found = [hf_hub_download(name.repo, file, **_place(name), dry_run=True) for file in _published(name)]
     return [PublishedFile(file.filename, file.file_size, file.is_cached) for file in found]
@@ -218,6 +218,11 @@ def _blob_of(path: Path) -> Path | None:
 
 def commit_of(name: HubName, path: Path) -> str:
     return path.relative_to(_cache(name) / "snapshots").parts[0]
+
+
+def _file_of(name: HubName, path: Path) -> str:
+    """Return the path in the repository of a file in the cache."""
+    return Path(*path.relative_to(_cache(name) / "snapshots").parts[1:]).as_posix()
 
 
 def cache_folder() -> Path:

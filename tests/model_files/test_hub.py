@@ -237,8 +237,9 @@ def test_file_without_a_published_checksum_is_noted(served: FakeHub, caplog: pyt
     assert SMALL.selector in note
 
 
-def test_preview_downloads_nothing(served: FakeHub) -> None:
-    served.repos[REPO] = {f"M-Q4_K_M-0000{number}-of-00002.gguf": DATA[number:] for number in (1, 2)}
+@pytest.mark.parametrize("folder", ["", "Q4_K_M/"])
+def test_preview_downloads_nothing(served: FakeHub, folder: str) -> None:
+    served.repos[REPO] = {f"{folder}M-Q4_K_M-0000{number}-of-00002.gguf": DATA[number:] for number in (1, 2)}
     first, second = (PublishedFile(name, len(data), is_here=False) for name, data in served.repos[REPO].items())
     assert hub.preview(NAME) == [first, second]
     assert not served.downloads()
