@@ -6,6 +6,7 @@ In a rollout, the target completes the solution after a rated step, and the answ
 import hashlib
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import chain
@@ -172,7 +173,7 @@ def _single_token(backend: Backend, text: str) -> int:
 
 
 class Prefix(NamedTuple):
-    """All that a continuation depends on."""
+    """All that the target's next step depends on, except its token limit."""
 
     digest: bytes  # of the text so far
     phase: Phase  # of the next step
@@ -185,36 +186,58 @@ def _prefix(trace: Trace) -> Prefix:
     return Prefix(hashlib.sha256(text).digest(), trace.phase, is_forced)
 
 
+class Continuation(NamedTuple):
+    """The target's n steps until a solution ended, and the n limits returned by `Trace.next_budget`."""
+
+    steps: Sequence[Step]
+    budgets: Sequence[tuple[int, bool]]
+    is_right: bool
+
+    def follows(self, trace: Trace) -> bool:
+        """Return whether the target would write the same steps after this trace, which has the same prefix.
+
+        Equal texts may differ in their numbers of tokens and steps. A step is the same if its token limit is the same, or if
+        it ended by itself below its limit.
+        """
+        whole = Trace(trace.problem, trace.limits, list(trace.decisions))
+        for step, budget in zip(self.steps, self.budgets, strict=True):
+            limit = whole.next_budget()
+            ends_itself = step.stop not in ("budget", "think_budget") and step.num_tokens < limit[0]
+            if whole.finished or not (limit == budget or ends_itself):
+                return False
+            whole.add(Decision(kept=step))
+        return whole.finished
+
+
 class Continuations:
     """The target's continuations of one problem's traces, greedy in `collect`, and whether they reach the right answer.
 
-    A continuation depends only on its prefix. It is written once, and is known for every prefix on its path.
+    A continuation is written once. It is known for every prefix on its path, unless a limit would end it elsewhere.
     """
 
     def __init__(self, is_right: Callable[[str], bool]) -> None:
         self._is_right = is_right
-        self._known: dict[Prefix, tuple[Sequence[Step], int, bool]] = {}
+        self._known: dict[Prefix, list[Continuation]] = defaultdict(list)
 
     def after(self, trace: Trace) -> Generator[WriteStep, Any, tuple[Sequence[Step], bool]]:
         """Return the target's steps until the solution ends, and whether the solution is right."""
-        key = _prefix(trace)
-        # Of two equal texts, one may be a finished solution and the other a solution that was cut.
-        steps, index, is_right = self._known.get(key, ((), 0, False))
-        if key not in self._known or (index < len(steps)) is trace.finished:
-            whole = Trace(trace.problem, trace.limits, list(trace.decisions))
-            steps = []
-            prefixes = [key]
-            while not whole.finished:
-                step: Step = yield WriteStep("target", whole)
-                whole.add(Decision(kept=step))
-                steps.append(step)
-                prefixes.append(_prefix(whole))
-            is_right = self._is_right(whole.text)
-            # Backwards, because a step may have no text: of equal prefixes, the first is the one to continue.
-            for place in reversed(range(len(prefixes))):
-                self._known[prefixes[place]] = steps, place, is_right
-            index = 0
-        return steps[index:], is_right
+        for known in self._known[_prefix(trace)]:
+            if known.follows(trace):
+                return known.steps, known.is_right
+        whole = Trace(trace.problem, trace.limits, list(trace.decisions))
+        steps: list[Step] = []
+        budgets: list[tuple[int, bool]] = []
+        prefixes = [_prefix(whole)]
+        while not whole.finished:
+            budgets.append(whole.next_budget())
+            step: Step = yield WriteStep("target", whole)
+            whole.add(Decision(kept=step))
+            steps.append(step)
+            prefixes.append(_prefix(whole))
+        is_right = self._is_right(whole.text)
+        for index, prefix in enumerate(prefixes):
+            self._known[prefix].append(Continuation(steps[index:], budgets[index:], is_right))
+        return steps, is_right
 
 
 def with_rollouts(flow: Flow, continuations: Continuations) -> Flow:

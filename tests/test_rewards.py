@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, finished_of, ti
 from scripted_models import TEMPLATE, ByteTokenizer
 from writing import PROBLEM, foreign, make_engine, write
 
-from arbitrage_cli.arbitrage import Flow, RateSteps
+from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TimedOutError
 from arbitrage_cli.inference.backend import Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt
@@ -22,7 +22,7 @@ from arbitrage_cli.inference.scheduler import Job, Rater, RewardUpdate, Schedule
 from arbitrage_cli.rewards import Continuations, PrmRater, PrmStyle, ask, with_rollouts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, Limits, ModelRole, Problem, Step, Trace
 
 STEPS = ("ab cd.\n\n", "ef.\n\n", "gh ij kl.\n\n")
 ANSWERS = [ord("+"), ord("-")]
@@ -291,6 +291,33 @@ def test_no_rollout_waits_for_those_of_other_problems() -> None:
         return found
 
     assert advantages(3) == advantages(1)
+
+
+def replayed(rollout: Generator[WriteStep, Step, tuple[Sequence[Step], bool]], steps: Iterable[Step]) -> tuple[str, bool]:
+    """Return the text of a rollout whose target writes these steps, and whether the solution is right."""
+    try:
+        next(rollout)
+        for step in steps:
+            rollout.send(step)
+    except StopIteration as ended:
+        written, is_right = ended.value
+        return "".join(step.text for step in written), is_right
+    raise AssertionError("the rollout has no end")
+
+
+@pytest.mark.parametrize("limits", [Limits(max_tokens=30), Limits(max_steps=3)], ids=["tokens", "steps"])
+def test_a_rollout_depends_on_the_tokens_and_steps_that_are_left(limits: Limits) -> None:
+    """Both traces have the same text, but only the first leaves room for both steps of the continuation."""
+
+    def trace_with(*texts: str) -> Trace:
+        return Trace(PROBLEM, limits, [Decision(kept=Step("draft", text, 10, Cost(), "separator")) for text in texts])
+
+    continuation = [Step("target", "c", 10, Cost(), "separator"), Step("target", "d", 10, Cost(), "end")]
+    continuations = Continuations(lambda text: text == "abcd")
+    found = [replayed(continuations.after(trace_with(*texts)), continuation) for texts in (("a", "b"), ("ab",))]
+    assert found == [("c", False), ("cd", True)]
+    known = [replayed(continuations.after(trace_with(*texts)), []) for texts in (("a", "b"), ("ab",))]
+    assert known == found
 
 
 def test_a_finished_solution_needs_no_rollout() -> None:
