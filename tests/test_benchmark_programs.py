@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli import run
 from made_up_tuning import FAST_READER, pretend
 
 TESTS = Path(__file__).parent
@@ -44,6 +45,18 @@ def test_rounding_of_relaxed_acceptance(tmp_path: Path) -> None:
     _, _, *rows = output_of("relaxed_rounding.py", "builtin:draft", "builtin:target", str(path), "--tau", "4")
     assert len(rows) == 4
     assert all("| 0 of 2 | 1 | 1 | 0 | 0 | 0 |" in row for row in rows)
+
+
+def test_losses_and_savings_of_relaxed_acceptance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At tau 0, the text is the target's."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    pretend(tmp_path / "arbitrage" / "tuned.json", FAST_READER)
+    policies = ("--policy", "target,speculative,relaxed@0", "--max-tokens", "40")
+    assert run("bench", "--dataset", "builtin", "--limit", "2", *policies, "-o", "run", cwd=tmp_path).code == 0
+    heading, _, _, *rows = output_of("relaxed_table.py", str(tmp_path / "run"))
+    assert heading.startswith("2 problems")
+    found = {row.split(" | ")[0]: row.split(" | ")[3:6] for row in rows}
+    assert [cells for name, cells in found.items() if name != "| speculative"] == [["0, 0", "2", "0.0"]] * 2
 
 
 def test_gain_of_shared_draft_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
