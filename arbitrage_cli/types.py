@@ -363,7 +363,10 @@ class Started:
 
 @frozen
 class Writing:
-    """Event: a model prefills `num_unread` tokens before it writes the next step. During a long prefill, the event is repeated."""
+    """Event: a model prefills `num_unread` tokens before it writes the next step.
+
+    During a long prefill, the event is repeated.
+    """
 
     trace: Trace
     model: ModelRole

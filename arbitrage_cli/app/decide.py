@@ -106,8 +106,9 @@ def decide(request: Request, facts: RequestFacts) -> Setup:
 def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
     """Return what was decided when a run began, and the policies that the request adds to it.
 
-    They are decided with the costs, the price and the settings of the run, and change nothing for its other policies. A model
-    that was not measured when the run began gets its costs now. The notes are those about the new policies. Raises UsageError if a setting cannot be used with their models.
+    They are decided with the costs, the price and the settings of the run, and change nothing for its other policies. A
+    model that was not measured when the run began gets its costs now. The notes are those about the new policies. Raises
+    UsageError if a setting cannot be used with their models.
     """
     notes = list[str](facts.notes)
     available = available_router(request, facts.router, {**facts.unit_costs, **began.unit_costs}, began.price)

@@ -224,8 +224,9 @@ def measure_missing(
 ) -> ByRole[Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
-    Costs are measured only if a policy of the request depends on them or is compared with others, and those of a checker only
-    with a policy that uses it. `limit` is the maximum time for the probes, in seconds. A disturbed measurement does not take the place of known costs.
+    Costs are measured only if a policy of the request depends on them or is compared with others, and those of a checker
+    only with a policy that uses it. `limit` is the maximum time for the probes, in seconds. A disturbed measurement does not
+    take the place of known costs.
     """
     load = request.named.load
     uses_checker = request.compares or any(policy.compares_answers for policy in request.asked)

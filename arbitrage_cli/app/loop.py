@@ -147,7 +147,10 @@ class Loop:
     _refusals: Refusals = field(default_factory=Refusals)
 
     def run(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
-        """Make attempts, and yield each when it is kept. Consecutive ones with the same block, sample and route run together."""
+        """Make attempts, and yield each when it is kept.
+
+        Consecutive ones with the same block, sample and route run together.
+        """
         if self.counts:
             self.display.begin(self.counts.now())
         crashes = dict(self.store.started.crashes) if self.store else {}

@@ -69,7 +69,10 @@ def names_to_fetch(name: str) -> list[HubName]:
 
 
 def forget(names: Sequence[str]) -> "TunedFile":
-    """Remove the stored costs and advice of pairs and models by name, and return them. Raises UsageError for an unknown name."""
+    """Remove the stored costs and advice of pairs and models by name, and return them.
+
+    Raises UsageError for an unknown name.
+    """
     from arbitrage_cli.costs import store  # with NumPy
 
     known: set[str] = set()

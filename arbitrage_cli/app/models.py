@@ -120,7 +120,10 @@ class RemoteModel:
         )
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Return the prompt, which may require a request to the server. Raises TemplateError, ServerError or ServerRequestError."""
+        """Return the prompt, which may require a request to the server.
+
+        Raises TemplateError, ServerError or ServerRequestError.
+        """
         return self._model.prompt(style)
 
     def describe(self) -> str:

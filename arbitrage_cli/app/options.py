@@ -29,8 +29,8 @@ Positive = Annotated[int, Ge(1)]
 class Options:
     """The options that determine how problems are solved. They are shared by all commands that use models.
 
-    `explicit` names the options that were set by flags or arguments, and `command` is the command line. `config` is the settings
-    file; its values are in the other fields.
+    `explicit` names the options that were set by flags or arguments, and `command` is the command line. `config` is the
+    settings file; its values are in the other fields.
     """
 
     draft: str | None = None

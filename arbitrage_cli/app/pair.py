@@ -120,7 +120,10 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return self._solve_many(self._call(options), questions)
 
     def stream(self, question: Question, **options: Unpack[CallOptions]) -> Generator[StreamEvent, None, None]:
-        """Solve one problem. Yield tokens and decisions as they occur, then the solution. Raises the same errors as `solve`."""
+        """Solve one problem.
+
+        Yield tokens and decisions as they occur, then the solution. Raises the same errors as `solve`.
+        """
         call = self._call(options)
         return self._stream(call, call.problem(question, "1"))
 

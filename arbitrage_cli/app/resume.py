@@ -120,7 +120,10 @@ def restored_options(options: Options, began: Run | None) -> Options:
 
 
 def keep_concurrency(options: Options, began: Run | None) -> Options:
-    """Return the options with the concurrency of the run, on which its times depend. Raises UsageError if another was typed."""
+    """Return the options with the concurrency of the run, on which its times depend.
+
+    Raises UsageError if another was typed.
+    """
     if began is None:
         return options
     before = began.decided.concurrency

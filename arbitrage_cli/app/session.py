@@ -75,8 +75,8 @@ class Session:
     def open_checker(self) -> Writer:
         """Ask the checker's server again, decide the rest about the checker, and return its writer.
 
-        Not for the thread of the models, because servers may take long to answer. Raises ArbitrageError if the server cannot be
-        used.
+        Not for the thread of the models, because servers may take long to answer. Raises ArbitrageError if the server cannot
+        be used.
         """
         setup, remote = self._ask_checker()
         writer = self.models.late_writer("check", remote)
@@ -113,7 +113,10 @@ class Session:
 
     @cached_property
     def _checker(self) -> Checker:
-        """The checker, which solves a problem before the draft if its files are smaller. Without one, the draft checks itself."""
+        """The checker, which solves a problem before the draft if its files are smaller.
+
+        Without one, the draft checks itself.
+        """
         models = self.decided.models
         # "A draft that checks itself" in tests/benchmarks compares numbers of solutions.
         roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * DRAFT_SOLUTIONS

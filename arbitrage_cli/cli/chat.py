@@ -80,7 +80,10 @@ class _Prompt:
         }
 
     def follow_line(self) -> bool:
-        """Answer the next line, or run it if it is a command. Return False at the end. Ctrl-C stops only the current answer."""
+        """Answer the next line, or run it if it is a command.
+
+        Return False at the end. Ctrl-C stops only the current answer.
+        """
         try:
             with interruptible(show_cursor):
                 line = _read_line(f"{self._conversation.route.name}> ")

@@ -61,7 +61,8 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
 def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: OutputOptions) -> None:
     """Download a pair or a model from the Hub.
 
-    Downloads the current files from the Hugging Face Hub. Broken connections are resumed. A file whose download was interrupted is downloaded again from the beginning.
+    Downloads the current files from the Hugging Face Hub. Broken connections are resumed. A file whose download was
+    interrupted is downloaded again from the beginning.
 
     \b
     Examples:
@@ -117,7 +118,8 @@ def forget(
 ) -> None:
     """Remove stored token costs and advice.
 
-    Removes the token costs of these models, and the advice on their pairs. The next command measures the costs again. Runs keep the costs with which they began.
+    Removes the token costs of these models, and the advice on their pairs. The next command measures the costs again. Runs
+    keep the costs with which they began.
 
     \b
     Examples:

@@ -47,8 +47,8 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
                 "TAU",
             ),
             "early_stop": Option(
-                "Stop poor drafted steps early and escalate them. To turn this off, use --no-early-stop. Default: on if this changes "
-                "no text or saves time."
+                "Stop poor drafted steps early and escalate them. To turn this off, use --no-early-stop. Default: on if this "
+                "changes no text or saves time."
             ),
         },
         "Generation": {

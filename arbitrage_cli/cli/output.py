@@ -97,7 +97,10 @@ def say(text: str, options: OutputOptions) -> None:
 
 
 def is_confirmed(question: str) -> bool:
-    """Ask a question in the terminal, and return whether the answer is yes. Outside a terminal, return False without asking."""
+    """Ask a question in the terminal, and return whether the answer is yes.
+
+    Outside a terminal, return False without asking.
+    """
     if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
         return False
     show(sys.stderr, f"{one_line(question)} [y/N] ")

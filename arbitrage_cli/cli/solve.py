@@ -71,8 +71,8 @@ def solve(
     """Solve problems step by step with two models.
 
     Prints the answer to standard output, and shows every step on standard error. For problems from a pipe or a file, prints
-    one JSON object per line, in input order, unless standard output is a terminal. With -o FILE.jsonl, writes the objects to the file; the same command resumes an
-    interrupted run.
+    one JSON object per line, in input order, unless standard output is a terminal. With -o FILE.jsonl, writes the objects to
+    the file; the same command resumes an interrupted run.
 
     \b
     Examples:

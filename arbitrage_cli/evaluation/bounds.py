@@ -83,7 +83,8 @@ def bounds_of(
 ) -> list[Bound]:
     """Return the bounds of the routes whose time follows from the costs. `check` are the costs of a checker.
 
-    A route saves enough if its ratio is at least `least`. Without costs, there are no bounds. The draft alone has none, because only its accuracy can speak against it.
+    A route saves enough if its ratio is at least `least`. Without costs, there are no bounds. The draft alone has none,
+    because only its accuracy can speak against it.
     """
     if costs is None or not costs.target.decode:  # nothing is saved against a free target
         return []

@@ -1,7 +1,8 @@
 """Expects the effect of each policy before its first problem, and updates it with each problem.
 
 The expectation follows from the costs or prices of tokens and from the router's card. The effect has two parts: a ratio of
-times or prices, which is log-normal, and the answers that are gained, lost and kept, whose shares have a Dirichlet distribution.
+times or prices, which is log-normal, and the answers that are gained, lost and kept, whose shares have a Dirichlet
+distribution.
 """
 
 import math

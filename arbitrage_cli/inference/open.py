@@ -109,7 +109,10 @@ def load_llama() -> ModuleType:
 
 
 def _try_files(files: Sequence[Path], gpu_layers: int | None) -> bool:
-    """Return whether the model can drop rejected draft tokens from its recurrent state. Raises ModelError if the trial fails."""
+    """Return whether the model can drop rejected draft tokens from its recurrent state.
+
+    Raises ModelError if the trial fails.
+    """
     size = sum(path.stat().st_size for path in files)
     request = json.dumps([str(files[0].absolute()), 2 * size + TRIAL_BYTES, gpu_layers])
     with tempfile.TemporaryFile() as output:

@@ -23,8 +23,8 @@ SEEDS = 1 << 20  # between the seeds of a problem's samples; attempts have conse
 class Sampler:
     """Sampling settings. Temperature 0 chooses the first token with the highest logit.
 
-    Otherwise, the temperature, `top_k` (0 for no limit), `top_p` and `min_p` are applied in this order. Tokens pass the `min_p`
-    filter if they are at least `min_p` times as likely as the top token.
+    Otherwise, the temperature, `top_k` (0 for no limit), `top_p` and `min_p` are applied in this order. Tokens pass the
+    `min_p` filter if they are at least `min_p` times as likely as the top token.
     """
 
     temperature: float = 0.0

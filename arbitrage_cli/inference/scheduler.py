@@ -84,7 +84,10 @@ class Writer(Solver, Protocol):
         """Return what has been written since the last tick. The end of a step, or an error, is the last update of its slot."""
 
     def stop(self, slot: int) -> Sequence[Step]:
-        """Stop writing. Return the steps that `tick` has not returned, even if it returned their error. The last may be unfinished."""
+        """Stop writing.
+
+        Return the steps that `tick` has not returned, even if it returned their error. The last may be unfinished.
+        """
 
     def num_prompt_tokens(self, slot: int) -> int | None:
         """Return the number of the prompt's tokens, without the solution, or None if the server has not reported it."""

@@ -214,7 +214,10 @@ class _Reader:
             raise _DamageError(f"unknown value type {kind} in an array")
 
     def _skip_strings(self, count: int) -> None:
-        """Skip strings. This loop takes most of the time: a vocabulary and its merges have hundreds of thousands of strings."""
+        """Skip strings.
+
+        This loop takes most of the time: a vocabulary and its merges have hundreds of thousands of strings.
+        """
         at = self._at
         data = self._data
         length_at = struct.Struct("<Q").unpack_from

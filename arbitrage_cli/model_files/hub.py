@@ -234,7 +234,10 @@ def _cache(name: HubName) -> Path:
 
 
 def _constants() -> Any:
-    """Return huggingface_hub's settings. Raises HubError if HF_ENDPOINT is so malformed that the library cannot be imported."""
+    """Return huggingface_hub's settings.
+
+    Raises HubError if HF_ENDPOINT is so malformed that the library cannot be imported.
+    """
     try:
         from huggingface_hub import constants
     except ValueError as error:

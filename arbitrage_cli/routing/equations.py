@@ -94,8 +94,8 @@ class _Side(NamedTuple):
     """An expression.
 
     `places` is the number of decimal places of a single number, with two more for a percentage: 1 for `0.5`, and 3 for
-    `12.5%`. It is None for any other expression. `has_more` is true if the text states another part of the value after it, such
-    as a remainder.
+    `12.5%`. It is None for any other expression. `has_more` is true if the text states another part of the value after it,
+    such as a remainder.
     """
 
     value: Fraction

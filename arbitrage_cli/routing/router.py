@@ -176,7 +176,8 @@ class Router:
     def check_steps(self, step_end: StepEnd) -> None:
         if self.card.step_end != step_end:
             raise RouterError(
-                f"router '{self.card.name}' was trained on steps that end at {self.card.step_end}, but steps of this task end at {step_end}",
+                f"router '{self.card.name}' was trained on steps that end at {self.card.step_end}, but steps of this task end "
+                f"at {step_end}",
                 "use a router for this task (train one with arbitrage collect and arbitrage train), or another --task",
             )
 

@@ -1,4 +1,7 @@
-"""Trains a router on collected states, measures it, and describes it on its card. `learning` knows how to learn from examples."""
+"""Trains a router on collected states, measures it, and describes it on its card.
+
+`learning` knows how to learn from examples.
+"""
 
 import math
 import shlex

@@ -373,7 +373,10 @@ def unused_instructions() -> list[str]:
 
 @frozen
 class Gpu:
-    """A GPU that llama.cpp can offload layers to, and its bytes of memory. An integrated GPU (not `is_own`) uses main memory."""
+    """A GPU that llama.cpp can offload layers to, and its bytes of memory.
+
+    An integrated GPU (not `is_own`) uses main memory.
+    """
 
     name: str
     is_own: bool

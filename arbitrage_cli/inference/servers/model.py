@@ -204,7 +204,10 @@ class ServedModel:
         return list(chain.from_iterable(await asyncio.gather(*parts)))
 
     async def tokenize(self, text: str, topic: str = "", *, is_template: bool = False, begins: bool = False) -> list[int]:
-        """Tokenize a text. Unless it `begins` the prompt, a guard is put before the text if necessary, and its ids are removed."""
+        """Tokenize a text.
+
+        Unless it `begins` the prompt, a guard is put before the text if necessary, and its ids are removed.
+        """
         for guard, head in ({} if begins else self.guards).items() or [("", [])]:
             body = self.dialect.tokenizing(self.name, guard + text, is_template=is_template, begins=begins)
             ids = (await self.server.fetch("/tokenize", Tokenized.model_validate, body, topic)).tokens
@@ -232,7 +235,10 @@ class ServedModel:
             raise RetryableError("interrupted a response")
 
     def _checked(self, piece: Piece, request: TextRequest, num_pieces: int) -> Piece:
-        """Return the piece without implausible token counts. Raises ServerRequestError if the response is refused or too long."""
+        """Return the piece without implausible token counts.
+
+        Raises ServerRequestError if the response is refused or too long.
+        """
         if piece.failure:
             message = f"{self.server.name} ended its response with '{self.server.shown(piece.failure)}'"
             is_filtered = piece.failure in ("content_filter", "refusal")

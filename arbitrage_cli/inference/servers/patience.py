@@ -154,9 +154,10 @@ class RunPatience:
 class ServePatience:
     """The patience of `serve`. A server that is unreachable for `SERVING_SECONDS`, or silent for `silence`, fails the request.
 
-    A server on this machine or in a private network may be silent while it computes. Cloud APIs then send comments.
-    After `MAX_FAILED` failed requests in a row, the server is not asked for `BREAK_SECONDS`. Then, one request every
-    `BREAK_SECONDS` tries it, and all others keep failing until a try succeeds. An overloaded server fails only the request, and at once.
+    A server on this machine or in a private network may be silent while it computes. Cloud APIs then send comments. After
+    `MAX_FAILED` failed requests in a row, the server is not asked for `BREAK_SECONDS`. Then, one request every
+    `BREAK_SECONDS` tries it, and all others keep failing until a try succeeds. An overloaded server fails only the request,
+    and at once.
     """
 
     server: str
