@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from arbitrage_cli.errors import UsageError
@@ -112,10 +112,10 @@ Prices = ByRole[Price]
 FREE = Price(0.0, 0.0, 0.0)  # of a model without a price
 
 
-def bill(prices: Prices, finished: Finished) -> Bill | None:
+def bill(prices: Prices, finished: Finished, served: Collection[ModelRole]) -> Bill | None:
     """Return the price of the work on a problem, and the estimated price for the target alone in one request.
 
-    Returns None if a server did not report the tokens of a prompt. There is no estimate if the target works alone.
+    `served` names the models on servers. Returns None if a server did not report the tokens of a prompt. There is no estimate if the target works alone.
     """
     trace = finished.trace
     check = trace.check
@@ -125,7 +125,8 @@ def bill(prices: Prices, finished: Finished) -> Bill | None:
     costs = {role: [step.cost for step in steps if step.model == role] for role in prices}
     # These models are on this machine, which counts all tokens.
     others: ByRole[list[Cost]] = {"draft": [step.speculation_cost for step in steps], "prm": [finished.reward_cost]}
-    kept = [[cost for cost in own if cost.seconds] for own in costs.values()]  # unfinished steps on servers have no time
+    # Unfinished steps on servers have no time.
+    kept = [[cost for cost in own if cost.seconds] for role, own in costs.items() if role in served]
     if not all(has_prompts(own, is_single=bool(check) or not is_routed) for own in kept):
         return None
     whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=trace.num_tokens)

@@ -159,7 +159,8 @@ class Setup(Record):
         return parse_prices(self.price) if self.price else None
 
     def bill(self, finished: Finished) -> Bill | None:
-        return bill(self.prices, finished) if self.prices else None
+        served = {role for role, model in self.models.items() if model.served}
+        return bill(self.prices, finished, served) if self.prices else None
 
     @property
     def names(self) -> dict[ModelRole, str]:

@@ -11,7 +11,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.records import tally_of
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.runs.rows import WrittenStep
-from arbitrage_cli.types import Check, Cost, Decision, Finished, Limits, Problem, Step, Trace
+from arbitrage_cli.types import ROLES, Check, Cost, Decision, Finished, Limits, Problem, Step, Trace
 
 
 def report(step: dict[str, Any], prompt_tokens: int) -> None:
@@ -121,10 +121,21 @@ def test_a_problem_has_the_price_of_its_attempt() -> None:
     trace.check = Check({"draft": "4", "check": "5"}, False, [draft, check])
     trace.rollouts.append(target)
     finished = Finished(trace, reward_cost=cost, prompt_tokens=50)
-    billed = bill(prices, finished)
+    billed = bill(prices, finished, {"check"})
     assert billed
     costs = tally_of(finished).costs
     assert billed.spent == pytest.approx(sum(prices[role].of(costs[role]) for role in prices))
+
+
+@pytest.mark.parametrize("served", ["", "draft", "target"])
+def test_a_server_must_report_what_it_read_for_a_price(served: str) -> None:
+    """A model on this machine may have nothing to read: here, the draft continues its own step."""
+    prices = parse_prices("draft=1/2,target=3/4")
+    first = Step("draft", "t", 10, Cost(prefill_tokens=50, decode_tokens=10, decode_seconds=1.0), "separator")
+    second = replace(first, cost=Cost(decode_tokens=10, decode_seconds=1.0))
+    trace = Trace(Problem("p", "?"), Limits(), [Decision(one, draft=one) for one in (first, second)])
+    billed = bill(prices, Finished(trace, prompt_tokens=50), {role for role in ROLES if role == served})
+    assert (billed is None) == (served == "draft")
 
 
 @pytest.mark.parametrize("role", ["prm", "check"])

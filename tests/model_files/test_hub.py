@@ -316,7 +316,7 @@ def test_malformed_endpoint(endpoint: str, tmp_path: Path) -> None:
         "try: hub.fetch(hub.HubName('user/repo'))\n"
         "except HubError as error: print(error.message, error.hint)"
     )
-    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert "HF_ENDPOINT" in done.stdout, done.stderr
     assert TOKEN not in done.stdout + done.stderr
