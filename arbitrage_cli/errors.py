@@ -104,7 +104,7 @@ class ControlTokenError(ProblemError):
 class ServerRequestError(ProblemError):
     """A request to the model's server failed.
 
-    `status` is the HTTP status. It is 408 after a timeout, 403 after a content filter, and 0 if there is none.
+    `status` is the HTTP status: 408 after a timeout, 403 after a content filter, and 0 if the server sent no status.
     `retry_after` is the number of seconds after which the server asks to repeat the request, or 0.
     """
 

@@ -108,7 +108,7 @@ def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
 
     They are decided with the costs, the price and the settings of the run, and change nothing for its other policies. A
     model that was not measured when the run began gets its costs now. The notes are those about the new policies. Raises
-    UsageError if a setting cannot be used with their models.
+    UsageError if the models of a policy do not support a setting.
     """
     notes = list[str](facts.notes)
     available = available_router(request, facts.router, {**facts.unit_costs, **began.unit_costs}, began.price)

@@ -75,7 +75,7 @@ class Session:
     def open_checker(self) -> Writer:
         """Ask the checker's server again, decide the rest about the checker, and return its writer.
 
-        Not for the thread of the models, because servers may take long to answer. Raises ArbitrageError if the server cannot
+        Must not be called in the models' thread, because the server may be slow. Raises ArbitrageError if the server cannot
         be used.
         """
         setup, remote = self._ask_checker()

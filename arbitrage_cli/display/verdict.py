@@ -110,7 +110,7 @@ def _opening(verdict: Verdict) -> str:
 
 
 def _known(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
-    """Yield sentences on what was measured, on what was run without a result, and on what is expected, the draft last."""
+    """Yield sentences about the policies that were measured, tried without a result, excluded by costs, or only expected."""
     named = sorted(verdict.candidates[:NAMED], key=lambda one: one.route.policy is DRAFT_ALONE)
     if measured := [one for one in named if one.num_problems]:
         counts = {one.num_problems for one in measured}

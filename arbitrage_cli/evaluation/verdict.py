@@ -186,7 +186,7 @@ def _excluded(bound: Bound) -> Candidate:
 
 
 def _conclude(found: Iterable[Candidate], basis: Basis) -> Verdict | None:
-    """Return the verdict on these candidates, or None if there are none."""
+    """Return the verdict on these candidates, or None without candidates."""
     candidates = tuple(sorted(found, key=lambda one: one.confidence, reverse=True))
     if not candidates:
         return None

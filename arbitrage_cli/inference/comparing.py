@@ -1,4 +1,4 @@
-"""Compares answers outside the thread of the models, because one comparison may take seconds, and other problems go on."""
+"""Compares answers in a separate thread, so that a slow comparison does not delay the models' work on other problems."""
 
 import concurrent.futures
 from concurrent.futures import Future
@@ -57,7 +57,7 @@ class Comparer:
             future.cancel()
 
     def end(self) -> None:
-        """Start no more comparisons. The next `start` begins anew."""
+        """Cancel all comparisons that have not begun, and end the thread. The next `start` starts another thread."""
         for slot in list(self._running):
             self.close(slot)
         if self._tasks is not None:

@@ -15,7 +15,7 @@ MAX_MEMORY = 1 << 27  # bytes for unpacking; files of the highest preset need ha
 def read_lines(stream: BinaryIO) -> Iterator[bytes]:
     """Yield the lines without their ends.
 
-    Raises ValueError if the file is damaged, exceeds a limit or goes on after its end.
+    Raises ValueError if the file is damaged, exceeds a limit, or contains data after its end.
     """
     unfinished, num_lines, num_bytes = b"", 0, 0
     for piece in _unpack(stream):

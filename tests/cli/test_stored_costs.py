@@ -37,6 +37,16 @@ def facts_of(result: Result, name: str) -> list[str]:
     return [line.removeprefix(name).strip() for line in result.out.splitlines() if line.startswith(name)]
 
 
+def test_a_chat_follows_its_advice_whatever_the_concurrency_of_other_commands_is(home: Path) -> None:
+    keep_advice(tuned_file(), StoredAdvice(advised(ask(Options(), MATH)), "speculative", CREATED))
+    (home / "arbitrage" / "config.toml").write_text("concurrency = 8\n")
+    env = {"XDG_CONFIG_HOME": str(home), "ARBITRAGE_CONCURRENCY": "8"}
+    chat = run("chat", stdin=b"5 + 6\n", cwd=home, env=env)
+    assert ("; speculative" in chat.err, chat.out.split()) == (True, ["11"])
+    solved = run("solve", stdin=b"5 + 6\n2 + 3\n", cwd=home, env=env)
+    assert {record["policy"] for record in solved.records} == {"arbitrage"}
+
+
 def test_doctor_lists_versions_and_what_is_stored(home: Path) -> None:
     shown = run_in(home, "doctor")
     assert shown.code == 0, shown.err

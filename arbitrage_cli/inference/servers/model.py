@@ -91,8 +91,8 @@ WITHOUT_REASON = (
 """The hint if a server gives no reason for an HTTP error, or does not know the path."""
 
 OTHER_CONVENTION = (
-    "if the server supports /completions, set the model's template in pairs.toml; if not, set continuation in the table of "
-    f"the pair's target ({', '.join(CONTINUATIONS)}), or use solve --policy agree or bench --policy target,agree"
+    "if the server supports /completions, set the model's template in pairs.toml; otherwise, set the target's continuation "
+    f"there ({', '.join(CONTINUATIONS)}), or use --policy agree (in bench: target,agree)"
 )
 WITHOUT_THINKING = (
     "use a model without thinking, or set chat_template_kwargs = { enable_thinking = false } in the pair if the server "
