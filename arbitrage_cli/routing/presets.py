@@ -137,7 +137,7 @@ class TauTable:
         needed = have * ((row.change - row.change_interval[0]) / (row.change + RISK * CAREFUL_TOLERANCE)) ** 2
         if needed <= 2 * have:
             return None
-        more = f"the preset careful would probably escalate fewer steps if it were measured on {float(f'{needed:.2g}'):,.0f} solutions"
+        more = f"the preset careful would probably escalate fewer steps with {float(f'{needed:.2g}'):,.0f} solutions"
         return f"the router was measured on {have} solutions; {more}"
 
     def faster_row(self, tau: float) -> TauRow:
