@@ -192,6 +192,7 @@ def test_the_block_that_defines_what_the_tests_use_is_graded(row: dict[str, Any]
     assert grade(CODE, text, dict(dataset(row).items[0].gold)) == value
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_a_function_of_the_name_of_a_test_is_graded() -> None:
     row = MBPP | {"test_list": ["assert set(test_prime(5)) == {5}"]}
     text = "```\ndef test_prime(n):\n    return [n]\n```\n```\ndef main():\n    print(test_prime(3))\n```"
