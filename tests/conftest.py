@@ -11,6 +11,7 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -77,6 +78,17 @@ def sandbox() -> list[str]:
         if os.environ.get("ARBITRAGE_TEST_SANDBOX"):
             raise
         pytest.skip(error.message)
+
+
+@pytest.fixture(autouse=True)
+def _bubblewrap_is_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the fixture `sandbox`, a test fails on this machine, too, if it needs bubblewrap."""
+
+    def missing() -> NoReturn:
+        raise UsageError("this test needs the fixture `sandbox`")
+
+    if "sandbox" not in request.fixturenames:
+        monkeypatch.setattr("arbitrage_cli.problems.code.find_sandbox", missing)
 
 
 @pytest.fixture(scope="session")
