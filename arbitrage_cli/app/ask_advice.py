@@ -14,7 +14,7 @@ from arbitrage_cli.app.naming import names_of
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Selection, default_folder, permitted, sample_of, select_problems
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Begun, Request, ask_to_compare, fetching
+from arbitrage_cli.app.request import Begun, Request, ask_to_compare
 from arbitrage_cli.app.resume import restored, restored_options
 from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import UsageError
@@ -41,8 +41,7 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tu
         fetch(request.models_for(request.asked), display, offline=options.offline)  # the folder is named after the files
         path = _default_path(request, selected)
     earlier = None if advice.fresh else begun_run(path, ADVISE)
-    began = Begun(earlier, path, fetching(options, display)) if earlier else None
-    request, selected = _ask(options, advice, began)
+    request, selected = _ask(options, advice, Begun.of(earlier, path, options, display))
     if selected.dataset.name == "builtin" and not advice.dataset:
         display.tell("using built-in problems; to use your own, add --dataset FILE, with one question per line")
     made = advise(session_of(request), selected, path, advice, display, ends)

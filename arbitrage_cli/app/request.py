@@ -1,16 +1,23 @@
 """Checks what a command or a call asks for, before anything is measured. `app.decide` decides the rest.
 
 If the command continues a run, what was not typed now is restored from the run first (`app.resume`). No model is loaded, and
-no server of a model is asked. Only two things are downloaded here: a data set, and the models that were typed when a run is
-continued. This module imports NumPy, so commands import it only when they need it.
+no server of a model is asked. The only models that are downloaded here are those that were typed when a run is continued.
+This module imports NumPy, so commands import it only when they need it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from arbitrage_cli.app.naming import NamedModels, NamedRouter, choose_models, names_of
+from arbitrage_cli.app.default_policies import (
+    default_policy,
+    policies_of_advice,
+    policies_of_bench,
+    policy_without_router,
+    routing_of_pair,
+)
+from arbitrage_cli.app.naming import NamedModels, NamedRouter, choose_models
 from arbitrage_cli.app.needs import (
     needed_models,
     needed_roles,
@@ -19,26 +26,16 @@ from arbitrage_cli.app.needs import (
     refuse_useless,
     with_tau_of_policy,
 )
-from arbitrage_cli.app.options import BenchOptions, CollectOptions, Options, ProblemOptions, RewardSource
-from arbitrage_cli.app.problem_source import Selection, default_folder, permitted, select_problems
+from arbitrage_cli.app.options import Options, RewardSource
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.resume import (
-    begun_reward,
-    keep_concurrency,
-    models_of_run,
-    restored,
-    restored_options,
-)
+from arbitrage_cli.app.resume import begun_reward, keep_concurrency, models_of_run, restored_options
 from arbitrage_cli.costs.memory import check_concurrency
-from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
-from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, PairEntry, find_files
+from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files
 from arbitrage_cli.problems.tasks import Task, find_task
-from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE, Policy, find_policy, refuse_sampling
-from arbitrage_cli.routing.presets import PRESETS
+from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy, refuse_sampling
 from arbitrage_cli.routing.route import (
-    DEFAULT_TAU,
     AvailableRouter,
     ParsedRoute,
     accepts_tau,
@@ -49,8 +46,7 @@ from arbitrage_cli.routing.route import (
     resolve_tau,
     selectable,
 )
-from arbitrage_cli.runs.folder import begun_file, begun_run
-from arbitrage_cli.runs.records import BENCH, Kind
+from arbitrage_cli.runs.folder import begun_file
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import WRITING, ModelRole, frozen
 
@@ -73,6 +69,14 @@ class Begun:
     run: Run
     folder: Path
     fetch: Callable[[str], object] = lambda source: None
+
+    @classmethod
+    def of(cls, run: Run | None, folder: Path, options: Options, display: Display | None) -> Self | None:
+        """Return the run to continue, or None if there is no run. The display shows the downloads."""
+        if run is None:
+            return None
+        on_progress: OnProgress = display.fetching if display else no_progress
+        return cls(run, folder, lambda source: find_files(source, offline=options.offline, on_progress=on_progress))
 
 
 @frozen
@@ -101,10 +105,15 @@ class Request:
     began: Begun | None = None
 
     @property
+    def run(self) -> Run | None:
+        """The run that the request continues."""
+        return _run_of(self.began)
+
+    @property
     def system(self) -> str:
         pair = self.named.pair
-        if self.began:
-            return self.began.run.decided.settings.system
+        if self.run:
+            return self.run.decided.settings.system
         if self.options.system is not None:
             return self.options.system
         return self.task.instructions if pair is None or pair.system is None else pair.system
@@ -116,7 +125,7 @@ class Request:
     @property
     def typed_router(self) -> str | None:
         """The router, if it was typed now or when the run began."""
-        typed = self.options.explicit.union(self.began.run.asked.typed if self.began else ())
+        typed = self.options.explicit.union(self.run.asked.typed if self.run else ())
         return self.named.router.source if self.named.router and "router" in typed else None
 
     @property
@@ -126,7 +135,7 @@ class Request:
     @property
     def all_policies(self) -> list[Policy]:
         """The policies of the run that the request continues, and those that are asked for now."""
-        begun = [route.policy for route in self.began.run.routes] if self.began else []
+        begun = [route.policy for route in self.run.routes] if self.run else []
         return [*begun, *self.asked]
 
     @property
@@ -139,10 +148,12 @@ class Request:
     def models_for(self, policies: Sequence[Policy]) -> dict[ModelRole, str]:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
         sources = self.named.sources
-        others = [POLICIES[usual_policy(self.named)]] if self.use in ("chat", "serve") else []
+        selectable_later: list[Policy] = []
+        if self.use in ("chat", "serve"):
+            selectable_later.append(default_policy(self.named))
         if self.use == "serve" and self.task.has_answers:
-            others += [policy for policy in POLICIES.values() if policy.compares_answers]
-        needed = needed_models([*policies, *others], sources, self.reward)
+            selectable_later += [policy for policy in POLICIES.values() if policy.compares_answers]
+        needed = needed_models([*policies, *selectable_later], sources, self.reward)
         refuse_on_servers(policies, needed)
         if self.use != "calls":
             return needed
@@ -163,30 +174,22 @@ def ask(
 
     Raises UsageError if an option is invalid or has no effect; RouterError if the router cannot be used.
     """
-    typed, options = options.explicit, restored_options(options, _run_of(began))
-    named = _models_of(options, task, began, typed)
-    routing = _with_usual_routing(options, named, _run_of(began))
-    if use == "chat" and options.policy is None and routing.policy and find_policy(routing.policy).compares_answers:
-        routing = options
+    request = _without_policies(options, task, began, use=use, others=others)
+    named = request.named
+    routing = _routing_options(request)
     for_others = FOR_OTHER_POLICIES.get(use, frozenset())
-    route = choose_route(task, named, replace(routing, explicit=routing.explicit - for_others))
+    route = _choose_route(task, named, replace(routing, explicit=routing.explicit - for_others))
     if use in ("chat", "serve"):
         compares_answers = use == "serve" and task.has_answers
         offered = selectable(has_router=named.has_router, is_local=named.is_local, compares_answers=compares_answers)
         refuse_in_conversation(route[0], offered)
-    is_default = (routing.policy, routing.tau, routing.early_stop, options.router) == (None, None, None, None)
+    chosen = (routing.policy, routing.tau, routing.early_stop, request.options.router)
     return _checked(
-        Request(
-            options,
-            task,
-            named,
-            [route],
-            options.concurrency or concurrency,
-            use=use,
-            is_default=is_default,
-            typed=typed,
-            others=others,
-            began=began,
+        replace(
+            request,
+            policies=[route],
+            concurrency=request.options.concurrency or concurrency,
+            is_default=all(one is None for one in chosen),
         )
     )
 
@@ -196,46 +199,11 @@ def ask_to_solve(options: Options, output: Path | None, display: Display | None 
 
     Raises the same errors as `ask`, `begun_file` and `restored_options`.
     """
-    began: Begun | None = None
-    if output and (earlier := begun_file(output)):
-        began = Begun(earlier, output, fetching(options, display))
-    return ask(options, find_task(restored_options(options, _run_of(began)).task), began)
-
-
-def _run_of(began: Begun | None) -> Run | None:
-    return began.run if began else None
-
-
-def usual_policy(named: NamedModels) -> str:
-    return choose_policy(None, has_router=named.has_router).name
-
-
-def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
-    """Return the policies that `bench` compares if the user names none."""
-    speculative = ["speculative"] if named.is_local and options.concurrency in (None, 1) else []
-    policy = _policy_without_router(named, task) or usual_policy(named)
-    baseline = ["logprob"] if POLICIES[policy].needs_router else []
-    return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
-
-
-def policies_of_advice(named: NamedModels, options: Options, task: Task) -> str:
-    """Return the policies that `advise` compares. `draft` is included if its answers can be compared."""
-    pair = named.pair
-    preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
-    tried = [policy for policy in POLICIES.values() if policy.is_advised and _is_possible(policy, named, task)]
-    if task.name == "free" and tried != [DRAFT_ALONE]:
-        tried.remove(DRAFT_ALONE)
-    tried.sort(key=lambda policy: not policy.keeps_every_token)
-    names = [f"{policy.name}@{preset}" if policy.needs_router else policy.name for policy in tried]
-    return ",".join([TARGET_ALONE.name, *names])
-
-
-def _is_possible(policy: Policy, named: NamedModels, task: Task) -> bool:
-    if policy.needs_local_models and not named.is_local:
-        return False
-    if policy.needs_router and not named.has_router:
-        return False
-    return task.has_answers or not policy.compares_answers
+    if output is None:
+        return ask(options, find_task(options.task))
+    earlier = begun_file(output)
+    task = find_task(restored_options(options, earlier).task)
+    return ask(options, task, Begun.of(earlier, output, options, display))
 
 
 def ask_to_compare(
@@ -248,30 +216,15 @@ def ask_to_compare(
     others: Sequence[Any] = (),
 ) -> Request:
     """Return a request for a comparison of policies. Raises the same errors as `ask`."""
-    default = policies_of_advice if advises else policies_of_bench
-    typed, run = options.explicit, _run_of(began)
-    options = keep_concurrency(restored_options(options, run), run)
-    reward = begun_reward(reward, run)
-    named = _models_of(options, task, began, typed, reward)
-    parsed: Sequence[ParsedRoute]
-    if run and "policy" not in typed:
-        parsed = [(route.policy, None) for route in run.routes]
-    else:
-        parsed = parse_routes(default(named, options, task) if options.policy is None else options.policy)
-        refuse_useless([policy for policy, _ in parsed], options.explicit, task, reward)
+    options = keep_concurrency(options, _run_of(began))
+    request = _without_policies(options, task, began, reward=reward, others=others)
     return _checked(
-        Request(
-            options,
-            task,
-            named,
-            parsed,
-            options.concurrency or 1,
+        replace(
+            request,
+            policies=_policies_to_compare(request, advises=advises),
+            concurrency=request.options.concurrency or 1,
             compares=True,
             advises=advises,
-            reward=reward,
-            typed=typed,
-            others=others,
-            began=began,
         )
     )
 
@@ -280,93 +233,94 @@ def ask_to_collect(
     options: Options, task: Task, reward: RewardSource | None, began: Begun | None = None, *, others: Sequence[Any] = ()
 ) -> Request:
     """Return a request for the steps of both models and their rewards. Raises the same errors as `ask`."""
-    typed, options = options.explicit, restored_options(options, _run_of(began))
-    reward = begun_reward(reward, _run_of(began))
-    if reward == "rollout":
-        refuse(options.explicit, "prm", "is not used with --reward rollout", "omit this option, or use --reward prm")
+    request = _without_policies(options, task, began, reward=reward, others=others)
+    if request.reward == "rollout":
+        hint = "omit this option, or use --reward prm"
+        refuse(request.options.explicit, "prm", "is not used with --reward rollout", hint)
     oracle = (POLICIES["oracle"], None)
-    named = _models_of(options, task, began, typed, reward)
-    concurrency = options.concurrency or 8
-    return _checked(
-        Request(options, task, named, [oracle], concurrency, reward=reward, typed=typed, others=others, began=began)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class AskedRun:
-    """The request of `bench` or `collect`, its problems, its number of samples, and its run folder."""
-
-    request: Request
-    selected: Selection
-    path: Path
-    samples: int = 1
-
-
-def ask_for_run(
-    ask: Callable[..., Request],
-    options: Options,
-    problems: ProblemOptions,
-    run: BenchOptions | CollectOptions,
-    kind: Kind,
-    display: Display | None = None,
-    *,
-    runs_programs: bool = True,
-) -> AskedRun:
-    """Return the request of `bench` or `collect`.
-
-    If the folder has a run, the request continues it: the run is found before problems are drawn or models are found. Raises
-    the same errors as `ask`, `restored` and `permitted`.
-    """
-    path = run.output_folder or _folder_of(kind, problems, options)
-    earlier = None if run.fresh else begun_run(path, kind)
-    run = restored(run, options.explicit, earlier)
-    kept = _restored_problems(problems, options.explicit, earlier)
-    offline = options.offline or kept.dataset != problems.dataset  # a run chooses no download
-    found = restored_options(options, earlier)
-    selected = select_problems(kept, seed=found.seed, offline=offline, needs_answers=kind == BENCH)
-    task = find_task(found.task or selected.dataset.task)
-    if runs_programs:
-        task = permitted(task, problems.run_code)
-    began = Begun(earlier, path, fetching(options, display)) if earlier else None
-    request = ask(options, task, run.reward, began, others=(kept, run))
-    samples = getattr(run, "samples", 1)
-    refuse_sampling(request.all_policies, request.options.temperature, samples)
-    return AskedRun(request, selected, path, samples)
-
-
-def _folder_of(kind: Kind, problems: ProblemOptions, options: Options) -> Path:
-    """Return the default folder of a run. Concurrent problems have another one, because their times differ."""
-    if kind == BENCH:
-        return default_folder(problems.dataset, names_of(options), concurrency=options.concurrency or 1)
-    return default_folder(problems.dataset, names_of(options), prefix="collect-")
-
-
-def _restored_problems(problems: ProblemOptions, typed: frozenset[str], began: Run | None) -> ProblemOptions:
-    """Return the problems as `restored` does. A limit that was typed takes the place of the run's ids."""
-    if problems.ids and "limit" in typed:
-        raise UsageError("cannot be combined with --limit", "use one of the two options", option="ids")
-    kept = restored(problems, typed, began)
-    return replace(kept, ids=None) if "limit" in typed else kept
-
-
-def fetching(options: Options, display: Display | None) -> Callable[[str], object]:
-    """Return a function that downloads a model if it is not on this machine."""
-    on_progress: OnProgress = display.fetching if display else no_progress
-    return lambda source: find_files(source, offline=options.offline, on_progress=on_progress)
-
-
-def choose_route(task: Task, named: NamedModels, routing: Options) -> ParsedRoute:
-    """Return the policy that the options or the task select, and its tau as text."""
-    policy = choose_policy(routing.policy or _policy_without_router(named, task), has_router=named.has_router)
-    refuse_useless([policy], routing.explicit, task)
-    return policy, routing.tau if "tau" in routing.explicit or accepts_tau(policy, routing.tau) else None
+    return _checked(replace(request, policies=[oracle], concurrency=request.options.concurrency or 8))
 
 
 # --- the parts of a request
 
 
+def _run_of(began: Begun | None) -> Run | None:
+    return began.run if began else None
+
+
+def _without_policies(
+    options: Options,
+    task: Task,
+    began: Begun | None,
+    *,
+    use: Use = "run",
+    reward: RewardSource | None = None,
+    others: Sequence[Any] = (),
+) -> Request:
+    """Return a request whose policies are not chosen yet.
+
+    If it continues a run, the options that were not typed now, and the reward, are those of the run.
+    """
+    run = _run_of(began)
+    restored = restored_options(options, run)
+    reward = begun_reward(reward, run)
+    return Request(
+        options=restored,
+        task=task,
+        named=_models_of(restored, task, began, options.explicit, reward),
+        policies=(),
+        concurrency=1,
+        use=use,
+        reward=reward,
+        typed=options.explicit,
+        others=others,
+        began=began,
+    )
+
+
+def _policies_to_compare(request: Request, *, advises: bool) -> Sequence[ParsedRoute]:
+    """Return the policies that were typed, those of the run to continue, or the default ones."""
+    options = request.options
+    if request.run and "policy" not in request.typed:
+        return [(route.policy, None) for route in request.run.routes]
+    default = policies_of_advice if advises else policies_of_bench
+    names = default(request.named, options, request.task) if options.policy is None else options.policy
+    parsed = parse_routes(names)
+    refuse_useless([policy for policy, _ in parsed], options.explicit, request.task, request.reward)
+    return parsed
+
+
+def _routing_options(request: Request) -> Options:
+    """Return the options with the policy and the tau of the run to continue or of the pair, if the user chose no policy.
+
+    A policy such as `logprob@0.5` also names the tau. A chat leaves out a pair's policy that compares answers. Raises
+    UsageError if two taus are named.
+    """
+    options = request.options
+    if options.policy is not None:
+        return with_tau_of_policy(options)
+    policy, tau = _routing_of_run(request.run) if request.run else routing_of_pair(request.named.pair)
+    if request.use == "chat" and policy and find_policy(policy).compares_answers:
+        return options
+    return replace(options, policy=policy, tau=tau if options.tau is None else options.tau)
+
+
+def _routing_of_run(run: Run) -> tuple[str, str | None]:
+    policy, tau = parse_route(run.routes[0].name)
+    return policy.name, tau
+
+
+def _choose_route(task: Task, named: NamedModels, routing: Options) -> ParsedRoute:
+    """Return the policy that the options or the task select, and its tau as text."""
+    name = routing.policy or policy_without_router(named, task)
+    policy = choose_policy(name, has_router=named.has_router)
+    refuse_useless([policy], routing.explicit, task)
+    keeps_tau = "tau" in routing.explicit or accepts_tau(policy, routing.tau)
+    return policy, routing.tau if keeps_tau else None
+
+
 def _models_of(
-    options: Options, task: Task, began: Begun | None, typed: frozenset[str], reward: RewardSource | None = None
+    options: Options, task: Task, began: Begun | None, typed: frozenset[str], reward: RewardSource | None
 ) -> NamedModels:
     if not task.runs_code:
         refuse(typed, "run_code", f"task {task.name} runs no programs")
@@ -398,45 +352,18 @@ def _checked(request: Request) -> Request:
     if named.is_local:
         check_concurrency(request.concurrency)
     if not request.began:
-        available = AvailableRouter(None, None)
-        if router := named.router or (NamedRouter.of(UNIVERSAL_ROUTER) if named.finds_router else None):
-            available = AvailableRouter(router.router, router.source)
-        for policy, tau in request.policies:
-            resolve_tau(policy, tau, available)
+        _check_taus(request.policies, named)
     return replace(request, early_stop=early_stop)
 
 
-def _with_usual_routing(options: Options, named: NamedModels, began: Run | None) -> Options:
-    """Return the options with the policy and the tau of the run to continue or of the pair, if the user chose no policy.
+def _check_taus(policies: Iterable[ParsedRoute], named: NamedModels) -> None:
+    """Raise UsageError if a tau is invalid.
 
-    A policy such as `logprob@0.5` also names the tau. Raises UsageError if another tau is named, too.
+    The router of these models may not be known yet. The universal router has the same presets.
     """
-    if options.policy is not None:
-        return with_tau_of_policy(options)
-    policy, tau = _routing_of_run(began) if began else _routing_of_pair(named.pair)
-    return replace(options, policy=policy, tau=tau if options.tau is None else options.tau)
-
-
-def _routing_of_run(began: Run) -> tuple[str, str | None]:
-    policy, tau = parse_route(began.routes[0].name)
-    return policy.name, tau
-
-
-def _routing_of_pair(pair: PairEntry | None) -> tuple[str | None, str | None]:
-    """Return the policy and the tau of a pair's entry. Raises UsageError if they are invalid, or if it has two taus."""
-    if pair is None or pair.policy is None:
-        return None, pair.tau if pair else None
-    try:
-        policy, tau = parse_route(pair.policy)
-        if tau and pair.tau not in (None, tau):
-            raise UsageError(f"policy {pair.policy} has a tau, and tau is {pair.tau}", "specify tau only once")
-    except UsageError as error:
-        raise UsageError(f"pair {pair.name}: {error.message}", error.hint) from error
-    return policy.name, tau or pair.tau
-
-
-def _policy_without_router(named: NamedModels, task: Task) -> str | None:
-    """Return the task's default policy if there is no router, or `target` if a model on a server cannot speculate."""
-    if named.has_router:
-        return None
-    return TARGET_ALONE.name if POLICIES[task.policy].needs_local_models and not named.is_local else task.policy
+    router = named.router
+    if router is None and named.finds_router:
+        router = NamedRouter.of(UNIVERSAL_ROUTER)
+    available = AvailableRouter(router.router, router.source) if router else AvailableRouter(None, None)
+    for policy, tau in policies:
+        resolve_tau(policy, tau, available)

@@ -64,10 +64,11 @@ def bench(
       arbitrage bench --dataset math500 --pair llama3 --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
+    from arbitrage_cli.app.ask_run import ask_for_run
     from arbitrage_cli.app.bench import run_bench
     from arbitrage_cli.app.plan import plan_without_models
     from arbitrage_cli.app.preview import preview
-    from arbitrage_cli.app.request import ask_for_run, ask_to_compare
+    from arbitrage_cli.app.request import ask_to_compare
     from arbitrage_cli.app.start import session_of
     from arbitrage_cli.display.facts import plan_facts
     from arbitrage_cli.runs.records import BENCH
