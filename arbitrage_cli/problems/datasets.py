@@ -44,7 +44,7 @@ PUBLISHED: Mapping[str, HubName] = {
         ("arc", "allenai/ai2_arc", "ARC-Challenge/test-00000-of-00001.parquet"),
     )
 }
-"""The supported data sets on the Hub. `rows` maps their field names to those of this program."""
+"""The supported data sets on the Hub, and the file that contains each."""
 
 SHIPPED = ("builtin", "builtin-dev")
 """Problems for the built-in models. Use the second data set for experiments and for choosing a tau."""

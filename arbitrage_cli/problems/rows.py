@@ -27,7 +27,7 @@ FIELDS: Mapping[str, Sequence[str]] = {
 """The accepted field names, in order of precedence; the first field with a usable value is used."""
 NO_MAPPING: Mapping[str, str] = {}
 
-FORMAT = 'use parquet, or JSONL with an object such as {"question": "2 + 3?", "answer": "5"} on each line'
+FORMAT = 'use CSV, parquet, or JSONL with an object such as {"question": "2 + 3?", "answer": "5"} on each line'
 MAX_LINE_BYTES = 1 << 20
 MAX_DATASET_ROWS = 1 << 18  # more than any data set of problems; a small parquet file may declare millions
 MAX_QUOTED = 60  # characters of a file's text in a message
