@@ -10,8 +10,8 @@ from pathlib import Path
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.options import AdviceOptions
-from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import OpenSession
 from arbitrage_cli.app.stored_run import offering_to_resume
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file

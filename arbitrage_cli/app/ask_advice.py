@@ -12,10 +12,12 @@ from arbitrage_cli.app.advise import Advice, advise
 from arbitrage_cli.app.gather import advised_pair, fetch, router_of_request
 from arbitrage_cli.app.naming import names_of
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
-from arbitrage_cli.app.problem_source import Selection, default_folder, permitted, sample_of, select_problems
+from arbitrage_cli.app.permission import permitted
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Begun, Request, ask_to_compare
 from arbitrage_cli.app.resume import restored, restored_options
+from arbitrage_cli.app.run_names import default_folder
+from arbitrage_cli.app.selection import Selection, sample_of, select_problems
 from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import PairEntry

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from arbitrage_cli.app.naming import names_of
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, Options, ProblemOptions
-from arbitrage_cli.app.problem_source import Selection, default_folder, permitted, select_problems
+from arbitrage_cli.app.permission import permitted
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Begun, Request
 from arbitrage_cli.app.resume import restored, restored_options
+from arbitrage_cli.app.run_names import default_folder
+from arbitrage_cli.app.selection import Selection, select_problems
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.routing.policies import refuse_sampling

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from arbitrage_cli.app.loop import Attempt, Stopwatch
 from arbitrage_cli.app.options import BenchOptions
-from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.app.stored_run import StoredRun, offering_to_resume
 from arbitrage_cli.arbitrage import Flow

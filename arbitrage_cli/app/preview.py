@@ -7,8 +7,8 @@ from statistics import mean
 from arbitrage_cli.app.bench import plan_attempts
 from arbitrage_cli.app.loop import missing
 from arbitrage_cli.app.plan import Plan
-from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.resume import check_data_set
+from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.routing.presets import TauTable

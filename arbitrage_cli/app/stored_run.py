@@ -12,8 +12,8 @@ from typing import Any
 
 from arbitrage_cli import __version__
 from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Stopwatch, missing
-from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.resume import check_data_set
+from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, UsageError

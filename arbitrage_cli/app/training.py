@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch
-from arbitrage_cli.app.problem_source import Selection
+from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.stored_run import StoredRun
 from arbitrage_cli.arbitrage import Flow

@@ -14,7 +14,7 @@ import pytest
 from fake_hub import COMMIT, FakeHub
 
 from arbitrage_cli.app.options import ProblemOptions
-from arbitrage_cli.app.problem_source import select_problems
+from arbitrage_cli.app.selection import select_problems
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems import datasets
 from arbitrage_cli.problems.datasets import DATASETS, MAX_PARQUET_CHUNK, MAX_PARQUET_TEXT, PUBLISHED, SHIPPED, load_dataset
