@@ -10,7 +10,8 @@ from arbitrage_cli.app.model_info import found_models, propose_pairs
 from arbitrage_cli.app.options import SOME_FAILED, AdviceOptions, Options
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import SHARED, Option
-from arbitrage_cli.cli.output import OutputOptions, command_display, only_figures_on_stdout, say, write_json
+from arbitrage_cli.cli.output import OutputOptions, command_display, say, write_json
+from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.machine import total_memory

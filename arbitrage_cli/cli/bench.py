@@ -9,15 +9,8 @@ import typer
 from arbitrage_cli.app.options import SOME_FAILED, BenchOptions, Options, ProblemOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
-from arbitrage_cli.cli.output import (
-    ClosedOutput,
-    FigureOptions,
-    OutputOptions,
-    command_display,
-    only_figures_on_stdout,
-    say,
-    show_figures,
-)
+from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, say, show_figures
+from arbitrage_cli.cli.streams import ClosedOutput, only_figures_on_stdout
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import OutputOptions, command_display, show_cursor
+from arbitrage_cli.cli.output import OutputOptions, command_display
+from arbitrage_cli.cli.streams import show_cursor
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.text import safe, width_of, wrapped, write_lines
 from arbitrage_cli.display.views import decision_lines
