@@ -199,8 +199,8 @@ class Session:
         trained_on = " and ".join(model.name for model in router.card.pairs[0].values())
         if match == "names":
             log.warning(
-                "router %s matches these models by name, but was trained on other files of %s; it may not suit a fine-tune, "
-                "for which you can use --router builtin:universal",
+                "router %s matches these models by name, but was trained on other files of %s; for fine-tuned models, use "
+                "--router builtin:universal",
                 router.card.name,
                 trained_on,
             )

@@ -76,7 +76,7 @@ class Collection(StoredRun):
         more = problems_needed(len(self.held), improvable, self.num_states - improvable)
         if more is None:
             return f"to train a router: arbitrage train {shlex.quote(str(self.folder.shown))} -o router.safetensors"
-        number = f", from about {more:,} problems" if self.num_states else ""
+        number = f"; collect about {more:,} problems" if self.num_states else ""
         return f"a router needs at least {MIN_CLASS} in which it is better, and {MIN_CLASS} in which it is not{number}"
 
     def label(self, route: Route) -> str:

@@ -61,8 +61,8 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
 def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: OutputOptions) -> None:
     """Download a pair or a model from the Hub.
 
-    Downloads the current files from the Hugging Face Hub. Broken connections are resumed. A file whose download was
-    interrupted is downloaded again from the beginning.
+    Downloads the current files from the Hugging Face Hub. If a connection breaks, the download resumes. If the command is
+    stopped, the next one downloads the file from the beginning.
 
     \b
     Examples:

@@ -28,7 +28,7 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
                 "MODEL",
             ),
             "target": Option("Strong model, in the same format as --draft.", "MODEL"),
-            "pair": Option("Pair of draft and target models; see arbitrage models list.", "NAME"),
+            "pair": Option("Pair of draft and target models (see 'arbitrage models list').", "NAME"),
             "router": Option("Trained router. Default: the pair's router, or the universal router.", "FILE"),
             "prm": Option("Process reward model for policies rsd and oracle, and for --reward prm.", "MODEL"),
             "check": Option("Checker for policy agree: a second small model. Default: the draft itself.", "MODEL"),
@@ -37,13 +37,14 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
         "Routing": {
             "policy": Option(
                 "Routing policy: arbitrage (a trained router), draft or target (one model alone), speculative (the target "
-                "verifies draft tokens), or another policy from arbitrage guide routing. Default: arbitrage.",
+                "verifies draft tokens), or another policy from 'arbitrage guide routing'. Default: the policy of the pair or, "
+                "if there is none, of the last advice; otherwise arbitrage.",
                 "NAME",
             ),
             "tau": Option(
                 "Escalate steps that score above this threshold (inf: none). With a router: also careful (default), balanced, "
                 "fast, or the share of steps to escalate, such as 30%. With policy relaxed: replace drafted tokens that score "
-                "above it. For other defaults, see arbitrage guide routing.",
+                "above it. For other defaults, see 'arbitrage guide routing'.",
                 "TAU",
             ),
             "early_stop": Option(
@@ -66,12 +67,12 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
                 "Step limit per solution. Default: 100, or 1000 with thinking; none for a single model.", "N"
             ),
             "max_step_tokens": Option("Token limit per step. Default: 512.", "N"),
-            "temperature": Option("Sampling temperature. Default: 0, which is greedy.", "T"),
+            "temperature": Option("Sampling temperature. Default: 0 (greedy decoding).", "T"),
             "top_p": Option(
-                "Top-p (nucleus) sampling: cumulative probability of the tokens to sample from. Default: 1, which is all.",
+                "Top-p (nucleus) sampling: cumulative probability of the tokens to sample from. Default: 1 (no limit).",
                 "P",
             ),
-            "top_k": Option("Top-k sampling: number of tokens to sample from. Default: 0, which is all.", "N"),
+            "top_k": Option("Top-k sampling: number of tokens to sample from. Default: 0 (no limit).", "N"),
             "min_p": Option("Min-p sampling: minimum probability of a token, relative to the top token. Default: 0.", "P"),
             "seed": Option("Seed for sampling and for policy random. Default: 0.", "N"),
         },
@@ -121,15 +122,16 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
         "ids": Option("Solve only the problems with these ids.", "ID,...", is_setting=False),
         "run_code": Option(
             "Allow programs written by models to run, which is required to grade code. --run-code runs them in bubblewrap; "
-            "--run-code=unprotected is for use in containers. See arbitrage guide code."
+            "--run-code=unprotected is for use in containers. See 'arbitrage guide code'."
         ),
         "output_folder": Option(
             "Run folder. Default: runs/NAME, named after the data set and the models.", "FOLDER", ("--output", "-o")
         ),
         "fresh": Option("Start over. Existing results in the folder are kept under another name.", is_setting=False),
         "price": Option(
-            "Show costs at these prices per million input and output tokens, for example draft=0.02/0.10,target=0.60/2.40. "
-            "With three prices, the second is for cached input. Default: the price of the pair's target.",
+            "Show costs at these prices, in dollars per million prompt and completion tokens, for example "
+            "draft=0.02/0.10,target=0.60/2.40. With three prices, the second is for cached prompt tokens. Default: the prices "
+            "of the pair.",
             "ROLE=IN/OUT,...",
         ),
         "json_line": Option("Print the figures as a single line of JSON.", names=("--json",)),

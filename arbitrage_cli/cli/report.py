@@ -38,9 +38,9 @@ Second = Annotated[Path, typer.Argument(metavar="SECOND", help="Run folder of ar
 @command(
     page=Option("Write an HTML page with all traces.", "FILE", names=("--html", "-o")),
     opens=Option("Open the page in a browser. Default file: report.html in the run folder.", names=("--open",)),
-    explain=Option("Below the table, explain its columns.", is_setting=False),
+    explain=Option("Explain the columns below the table.", is_setting=False),
     hide_thoughts=Option("Omit the text of the thinking phase from the page.", is_setting=False),
-    regrade=Option("Grade all answers again first, without loading models.", is_setting=False),
+    regrade=Option("First grade all answers again, without loading models.", is_setting=False),
 )
 def report(
     run: Annotated[

@@ -107,7 +107,7 @@ def _checked(path: Path, place: str, table: Fields, command: Any) -> Json:
             kinds: Mapping[type, str] = {dict: "a table", list: "a list"}
             kind = kinds.get(type(value), "a date or time")
             hint = f'write the value as on the command line, in quotes: {option} = "..."'
-            raise UsageError(f"{path}: {place}{option}: expected a text, a number, true or false; found {kind}", hint)
+            raise UsageError(f"{path}: {place}{option}: expected text, a number, true or false; found {kind}", hint)
     return settings
 
 

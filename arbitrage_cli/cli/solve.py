@@ -72,7 +72,7 @@ def solve(
 
     Prints the answer to standard output, and shows every step on standard error. For problems from a pipe or a file, prints
     one JSON object per line, in input order, unless standard output is a terminal. With -o FILE.jsonl, writes the objects to
-    the file; the same command resumes an interrupted run.
+    the file. To resume an interrupted run, repeat the command.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`arbitrage collect` and `arbitrage train`: collect states, and train a router on them or recalibrate its presets."""
+"""`arbitrage collect` and `arbitrage train`: collect states, and train a router on them or recompute its presets."""
 
 import contextlib
 import sys
@@ -20,7 +20,7 @@ from arbitrage_cli.types import frozen
     without=["policy", "tau", "early_stop", "check", "router"],
     reward=Option(
         "Source of step rewards: prm (a process reward model, the default) or rollout. In a rollout, the target continues "
-        "from the step. The reward is 1 if it reaches the known answer or, without one, the answer that it gives alone."
+        "from the step. The reward is 1 if it reaches the known answer or, if there is none, the target's own answer."
     ),
 )
 def collect(
@@ -32,8 +32,8 @@ def collect(
 ) -> int:
     """Collect states to train a router on.
 
-    Both models write every step, and both versions are scored. A state contains the draft's token statistics for a step, and
-    how much better the target's step scores. The same command resumes an interrupted run.
+    Both models write every step, and both steps are rated. A state contains the token statistics of the drafted step, and the
+    rewards of both steps. To resume an interrupted run, repeat the command.
 
     \b
     Examples:
@@ -99,7 +99,7 @@ def train(
     """Train a router on collected states, and measure it on held-out problems.
 
     Requires scikit-learn: pip install "scikit-learn>=1.7". The router is cross-validated: each problem is measured by a
-    network that was not trained on it. With --from, only recalibrates the presets (careful, balanced, fast) and budgets, on
+    network that was not trained on it. With --from, only recomputes the presets (careful, balanced, fast) and budgets, on
     problems that the router was not trained on.
 
     \b

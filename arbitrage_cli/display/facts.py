@@ -153,7 +153,7 @@ def file_facts(model: Json) -> Iterator[Fact]:
     total, weights, kv = (formatting.size_words(model[name]) for name in ("memory_bytes", "file_bytes", "kv_bytes"))
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     sampling = ", ".join(f"{name} {value:g}" for name, value in model["sampling"].items())
-    trained = f"trained with {model['trained_context_size'] or 'an unknown number of'} tokens"
+    trained = f"trained with a context of {model['trained_context_size'] or 'an unknown number of'} tokens"
     yield "file", f"{files[0]}{more}, {weights}"
     yield "name", model["name"]
     yield "architecture", model["architecture"] or "unknown"

@@ -302,4 +302,4 @@ def write_costs(found: ByRole[Tuned], stream: TextIO) -> None:
     pair = PairCosts.of({role: model.costs for role, model in found.items()})
     words = [token_ratio_words(pair.token_ratio, pair.token_ratio_interval)] if pair else []
     print_to(stream, table_of(headings, rows), "", *map(paragraph, words))
-    write(stream, f"measurements are kept in {tuned_file()}\n")
+    write(stream, f"the measurements are stored in {tuned_file()}\n")

@@ -55,7 +55,7 @@ def more_time(advice: "Advice") -> str:
     if advice.minutes is None:
         return ""
     problems = formatting.count(advice.finished, "problem")
-    return f"All policies finished {problems} in the time limit; use --minutes {advice.minutes:g}."
+    return f"Each remaining policy finished {problems} in the time limit; use --minutes {advice.minutes:g}."
 
 
 def confidence(probability: float) -> tuple[str, str]:
@@ -66,13 +66,13 @@ def confidence(probability: float) -> tuple[str, str]:
 
 
 def token_ratio_words(ratio: float, interval: formatting.Bounds = None) -> str:
-    return f"the target is {formatting.number(ratio)}x slower per token than the draft {formatting.number_range(interval)}".rstrip()
+    return f"a target token costs {formatting.number(ratio)} draft tokens {formatting.number_range(interval)}".rstrip()
 
 
 def _reason(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
-    """Yield why a pair with prices is judged by its times."""
+    """Yield the reason if a pair with prices is judged by its times."""
     if figures.is_priced and verdict.basis == "time":
-        yield "This is judged by time, because prices are unavailable."
+        yield "The pair is judged by time, because prices are unavailable."
 
 
 def _by_bounds(figures: RunFigures, verdict: Verdict) -> str:
@@ -86,9 +86,9 @@ def _by_bounds(figures: RunFigures, verdict: Verdict) -> str:
     ratio = figures.token_ratio.value
     reason = f", because {token_ratio_words(ratio)}" if ratio else ""
     return (
-        f"{opening} on this machine{reason}. {beside} This follows from the token costs; no problem was solved. Pairs usually "
-        f"pay from a ratio of about {GOOD_RATIO:g}, for example a draft of 0.5 and a target of 7 billion parameters. Use the "
-        "target alone."
+        f"{opening} on this machine{reason}. {beside} This follows from the token costs; no problem was solved. A pair is "
+        f"usually worth using if a target token costs at least about {GOOD_RATIO:g} draft tokens, for example with a draft of "
+        "0.5 and a target of 7 billion parameters. Use the target alone."
     )
 
 
@@ -118,7 +118,7 @@ def _known(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
         effects = [_effect(one, figures, "has", with_count=len(counts) > 1) for one in measured]
         yield f"Measured on {'up to ' if len(counts) > 1 else ''}{count}: {'; '.join(effects)}."
     if unfinished := [_name(one.route) for one in named if one.was_run and not one.num_problems]:
-        yield f"Tried, but without a problem that the target finished, too: {', '.join(unfinished)}."
+        yield f"Tried, but finished no problem that the target finished: {', '.join(unfinished)}."
     if excluded := [one.bound for one in verdict.candidates if one.bound]:
         words = "; ".join(f"{_name(bound.route)} {_bound(bound, verdict.basis)}" for bound in excluded)
         yield f"Not tried, because of the {'prices' if verdict.basis == 'price' else 'costs'} of tokens: {words}."
@@ -132,7 +132,7 @@ def _ending(verdict: Verdict) -> str:
     if verdict.confidence is None:
         if any(not one.is_measured and one.num_problems >= MIN_PROBLEMS for one in verdict.candidates):
             return "Answers cannot be compared; use questions with answers, or programs with tests."
-        return f"A verdict needs at least {MIN_PROBLEMS} problems that each policy and the target finish."
+        return f"A verdict needs at least {MIN_PROBLEMS} problems that each remaining policy and the target finish."
     return "Solve more problems, or use the target alone." if verdict.confidence < LIKELY else "Use the target alone."
 
 

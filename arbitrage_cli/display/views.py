@@ -33,8 +33,8 @@ from arbitrage_cli.types import (
 
 DRAFT_ROWS, TEXT_ROWS = 3, 6
 UNKNOWN_QUESTION = (
-    "the built-in models can only solve exercises like those of --dataset builtin; this question is not one of them, so the "
-    "answer is probably wrong"
+    "the built-in models can only solve exercises like those in the data set builtin; this question is not one of them, so "
+    "the answer is probably wrong"
 )
 MAX_QUESTION, MAX_THOUGHT = 200, 160  # characters
 BAR = 24  # characters

@@ -45,7 +45,7 @@ WITHOUT_EFFECT: Fields = {
     "parallel_tool_calls": True,
     "tool_choice": "none",
 }
-"""The values with which unsupported fields ask for nothing."""
+"""The values of unsupported fields that have no effect."""
 MAX_IGNORED, MAX_IGNORED_NAME = 32, 40  # names in a response header, and characters of a name
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's error types by HTTP status."""

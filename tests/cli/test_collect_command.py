@@ -84,4 +84,4 @@ def test_progress_names_both_models_and_the_end_says_what_a_router_needs(tmp_pat
     assert "both models: done" in ended.err
     assert "oracle" not in ended.err
     assert "at least 30" in ended.err.splitlines()[0]
-    assert re.search(r"from about \d+ problems$", ended.err.splitlines()[-1])
+    assert re.search(r"collect about \d+ problems$", ended.err.splitlines()[-1])

@@ -6,7 +6,7 @@
   const SHORT = 100; // characters of a right answer in the list
   const KEPT = 16; // unpacked blocks in the cache
   const MAX_DECIMALS = 20;
-  const NAMES = { correct: "correct", incorrect: "wrong", unscored: "unscored", error: "failed" };
+  const NAMES = { correct: "correct", incorrect: "incorrect", unscored: "unscored", error: "failed" };
   const SVG = "http://www.w3.org/2000/svg";
   const MATH = [
     /\$\$([^$]{1,2000}?)\$\$/, /\\\[([\s\S]{1,2000}?)\\\]/, // displayed
@@ -110,7 +110,7 @@
   function rightAnswer({ right, gold }) { // the final answer, and all that is known about the right answer below it
     const all = isKnown(gold) ? plain(gold) : "";
     if (!isKnown(right)) return all && text(all);
-    const rest = Object.values(gold).every((value) => value === right) ? [] : [element("details", "", element("summary", "", "all that is known"), text(all))];
+    const rest = Object.values(gold).every((value) => value === right) ? [] : [element("details", "", element("summary", "", "full reference answer"), text(all))];
     return element("div", "", text(right), ...rest);
   }
 
