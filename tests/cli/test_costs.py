@@ -33,7 +33,7 @@ def home(tmp_path: Path) -> Home:
 
 def test_costs_are_shown_and_kept_by_sha256_and_machine(home: Home) -> None:
     *_, ratio, saved = home.run("advise", "--costs").out.splitlines()
-    assert saved.endswith(f"kept in {home.file}")
+    assert saved.endswith(f"stored in {home.file}")
     kept = [*read_cache(home.file).tuned]
     low, high = (float(end) for end in ratio.split()[-1].strip("[]").split("-"))
     assert 0.99 * low <= kept[1].costs.decode / kept[0].costs.decode <= 1.01 * high
