@@ -6,7 +6,7 @@ from typing import TextIO
 from rich.console import RenderableType
 from rich.table import Table
 
-from arbitrage_cli.display.table import pairs, paragraph, print_to, table_of
+from arbitrage_cli.display.printing import pairs, paragraph, print_to, table_of
 from arbitrage_cli.errors import RouterError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.presets import TauRow, TauTable

@@ -19,7 +19,7 @@ import jinja2
 from pydantic_core import to_json
 
 from arbitrage_cli.display import facts
-from arbitrage_cli.display.table import Column, columns_of, known, outcomes, size_of
+from arbitrage_cli.display.columns import Column, columns_of, known, outcomes, size_of
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.evaluation.figures import PolicyFigures, shown_figures

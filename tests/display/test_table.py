@@ -10,11 +10,8 @@ from made_up_runs import COLUMNS, MadeUp, as_run, describe, figures, make_run, r
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.costs.pair import parse_prices
-from arbitrage_cli.display.table import (
-    columns_of,
-    write_comparison,
-    write_table,
-)
+from arbitrage_cli.display.columns import columns_of
+from arbitrage_cli.display.table import write_comparison, write_table
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.figures import Estimate, shown_figures
 from arbitrage_cli.numbers.intervals import Ratio
@@ -103,7 +100,7 @@ def test_names_are_data(monkeypatch: pytest.MonkeyPatch, text: str, kind: type[i
 
 @pytest.mark.parametrize("width", [79, 68])
 def test_narrow_terminal_has_intervals_below_their_figures(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    monkeypatch.setattr("arbitrage_cli.display.table.width_of", lambda stream: width)
+    monkeypatch.setattr("arbitrage_cli.display.printing.width_of", lambda stream: width)
     made = make_run(60, columns=[*COLUMNS[:2], ("entropy", 0.5)])
     lines = table(made).splitlines()
     index = next(index for index, line in enumerate(lines) if line.startswith("draft "))
@@ -115,7 +112,7 @@ def test_narrow_terminal_has_intervals_below_their_figures(monkeypatch: pytest.M
 def test_narrow_terminal_keeps_the_names_of_policies_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_run(60, columns=[*COLUMNS[:2], ("speculative", None), ("arbitrage", 0.347)])
     for width in (24, 43, 59):
-        monkeypatch.setattr("arbitrage_cli.display.table.width_of", lambda stream, width=width: width)
+        monkeypatch.setattr("arbitrage_cli.display.printing.width_of", lambda stream, width=width: width)
         lines = table(made).splitlines()
         assert {"policy", "speculative", "arbitrage@0.347"} <= {line.split(" ")[0] for line in lines}
         (heading,) = [line for line in lines if line.startswith("policy ")]
