@@ -12,8 +12,8 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import OutputOptions, command_display
 from arbitrage_cli.cli.streams import show_cursor
 from arbitrage_cli.display import wording
+from arbitrage_cli.display.decisions import decision_lines
 from arbitrage_cli.display.text import safe, width_of, wrapped, write_lines
-from arbitrage_cli.display.views import decision_lines
 from arbitrage_cli.errors import ProblemError, UsageError, unknown
 from arbitrage_cli.system.signals import Interruption, interruptible
 from arbitrage_cli.types import Finished

@@ -8,8 +8,9 @@ from typing import Protocol, TextIO
 
 from arbitrage_cli.app.protocol import RunProgress, ServerInfo, Shown
 from arbitrage_cli.display import wording
+from arbitrage_cli.display.run_view import RunView
+from arbitrage_cli.display.solve_view import SolveView
 from arbitrage_cli.display.text import Line, show, write
-from arbitrage_cli.display.views import RunView, SolveView
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Rating, RequestEnded, Writing, Wrote
@@ -135,7 +136,10 @@ class CommandDisplay:
             if self._verbosity and (at_once or self._has_waited):
                 self._updated = self._clock()
                 lines = [Line.of((text, "dim"), rows=1)]
-                self._screen.draw(*(([], lines) if self._screen.is_live else (lines, [])))
+                if self._screen.is_live:
+                    self._screen.draw([], lines)
+                else:
+                    self._screen.draw(lines, [])
 
 
 def _may_wait(event: Shown) -> bool:

@@ -7,14 +7,15 @@ import os
 import re
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Self, TextIO
 
 from arbitrage_cli.errors import OutputError, ReaderGoneError
-from arbitrage_cli.types import frozen
+from arbitrage_cli.types import ModelRole, frozen
 
 WIDTH, NARROWEST = 79, 20  # maximum and minimum width of paragraphs and tables, in columns
+COLORS: Mapping[ModelRole, str] = {"draft": "cyan", "target": "magenta", "check": "blue"}
 ASCII = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})  # for streams that cannot encode these characters
 
 _CONTROL = ("Cc", "Cs")  # Unicode categories of control characters and lone surrogates

@@ -12,7 +12,7 @@ from cli import flat, run
 from small_routers import write_router
 from test_router import make_draft, make_router
 
-from arbitrage_cli.display.views import log_odds
+from arbitrage_cli.display.decisions import log_odds
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.router import Router, load
