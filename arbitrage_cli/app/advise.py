@@ -124,7 +124,7 @@ def advise(
     plan = session.plan
     if decided.is_decided and plan.advised:
         _store(plan.advised, decided.route.name, display)
-    command = plan.solve_command(decided.route.name, selected.dataset.task)
+    command = plan.solve_command.line(decided.route.name, selected.dataset.task)
     return Advice(decided, found, command, bounds, finished, minutes)
 
 

@@ -3,8 +3,7 @@
 A plan is made of a request, and nothing after it sees the request.
 """
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from arbitrage_cli.app.decide import RequestFacts, available_router, decide, extend
@@ -14,26 +13,31 @@ from arbitrage_cli.app.needs import needed_roles
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request, Use
 from arbitrage_cli.app.resume import GROWING, added_policies, asked_of, find_route
+from arbitrage_cli.app.solve_command import SolveCommand
 from arbitrage_cli.costs.store import AdvisedPair, find_measurements, threads_without_costs
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.pairs import hub_name, local_files
 from arbitrage_cli.problems.tasks import Task
-from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route
 from arbitrage_cli.runs.run import Asked, Run, Setup
 from arbitrage_cli.types import ByRole, ModelRole, frozen
+
+FactsOf = Callable[[Request], RequestFacts]
+"""Collects what is known about the models of a request and about this machine."""
 
 
 @frozen
 class Plan:
     """What a command does now.
 
-    `setup` is what was decided, now or when the run `began`, and `routes` are those that this command runs. `sources` tells
-    where the models to load lie today; `named` also has those that are not loaded. `threads` and `concurrency` are those of
-    this command. `usual` is the policy that was asked for, or the default one, with its tau as text. `notes` are new.
-    `asked` and `places` are for run.json, and `command` is the command line. `advised` tells for which pair and settings an
-    advice is valid. `solve_options` and, for policies that use them, `router_options` and `check_options` are the words of a
-    command that solves a problem with them.
+    - `setup` was decided now or, if the command continues a run, when the run `began`. `notes` are new.
+    - `routes` are those that this command runs. `usual` is the policy that was asked for, or the default one, with its tau
+      as text.
+    - `sources` say where the models to load lie today; `named` also has those that are not loaded.
+    - `threads` and `concurrency` are those of this command.
+    - `asked`, `places` and `command`, the command line, are for run.json.
+    - `advised` says for which pair and settings an advice is valid, if this command makes one.
+    - `solve_command` solves a problem with the same models and settings.
     """
 
     setup: Setup
@@ -52,9 +56,7 @@ class Plan:
     command: Sequence[str]
     began: Run | None
     advised: AdvisedPair | None
-    solve_options: Sequence[str]
-    router_options: Sequence[str]
-    check_options: Sequence[str]
+    solve_command: SolveCommand
 
     @property
     def style(self) -> PromptStyle:
@@ -74,21 +76,6 @@ class Plan:
         """The models that are not on this machine yet."""
         return {role for role, source in self.sources.items() if hub_name(source) and not local_files(source)}
 
-    def solve_command(self, route: str, of_data: str | None) -> str:
-        """Return the command line that solves a problem with a route. `of_data` is the task that the data set names."""
-        policy, _, tau = route.partition("@")
-        words = ["arbitrage", "solve", *self.solve_options]
-        if POLICIES[policy].needs_router:
-            words += self.router_options
-        if "check" in POLICIES[policy].models:
-            words += self.check_options
-        if of_data and "task" not in self.asked.options:
-            words += ["--task", of_data]
-        return shlex.join([*words, "--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"])
-
-
-FactsOf = Callable[[Request], RequestFacts]
-
 
 def make_plan(request: Request, display: Display, open_served: OpenServed, limit: float | None = None) -> Plan:
     """Return the plan for a request, after missing files are downloaded and missing costs are measured.
@@ -104,18 +91,16 @@ def plan_without_models(request: Request) -> Plan:
 
 
 def _plan(request: Request, facts_of: FactsOf) -> Plan:
-    began = request.began.run if request.began else None
-    if began:
-        setup, router, notes = _continued(request, began, facts_of)
+    if request.run:
+        setup, router, notes = _continued(request, request.run, facts_of)
     else:
         facts = facts_of(request)
-        router = facts.router
         setup = decide(request, facts)
-        notes = setup.notes
+        router, notes = facts.router, setup.notes
     available = available_router(request, router, setup.unit_costs, setup.price)
     routes = _routes_now(request, setup, available)
-    roles = needed_roles([route.policy for route in routes], setup.settings.reward) if began else setup.models.keys()
-    sources = {role: source for role, source in request.named.sources.items() if role in roles and role in setup.models}
+    sources = _sources_to_load(request, setup, routes)
+    asked = _asked(request)
     return Plan(
         setup=setup,
         routes=routes,
@@ -128,14 +113,12 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
         concurrency=setup.concurrency if request.compares else request.concurrency,
         usual=request.policies[0],
         notes=notes,
-        asked=_asked(request),
+        asked=asked,
         places=places_of(request.named.sources, router if setup.router else None),
         command=request.options.command,
-        began=began,
+        began=request.run,
         advised=advised_pair(request, router) if request.advises else None,
-        solve_options=_solve_options(request),
-        router_options=["--router", request.typed_router] if request.typed_router else [],
-        check_options=_check_options(request),
+        solve_command=SolveCommand.of(request, asked),
     )
 
 
@@ -156,10 +139,19 @@ def _continued(request: Request, began: Run, facts_of: FactsOf) -> tuple[Setup, 
 def _routes_now(request: Request, setup: Setup, router: AvailableRouter) -> list[Route]:
     """Return the routes that a command runs: those that were typed, or all that are decided."""
     routes = [one.route for one in setup.routes]
-    if not request.began or not request.compares or "policy" not in request.typed:
+    chooses_routes = request.run is not None and request.compares and "policy" in request.typed
+    if not chooses_routes:
         return routes
     typed = (find_route(parsed, routes, router) for parsed in request.policies)
     return list(dict.fromkeys(route for route in typed if route))
+
+
+def _sources_to_load(request: Request, setup: Setup, routes: Sequence[Route]) -> dict[ModelRole, str]:
+    """Return the places of the decided models or, if the request continues a run, of those that its routes need now."""
+    roles: Collection[ModelRole] = setup.models.keys()
+    if request.run:
+        roles = needed_roles([route.policy for route in routes], setup.settings.reward) & setup.models.keys()
+    return {role: source for role, source in request.named.sources.items() if role in roles}
 
 
 def _threads(request: Request, setup: Setup, sources: ByRole[str]) -> dict[ModelRole, int]:
@@ -177,25 +169,9 @@ def _threads(request: Request, setup: Setup, sources: ByRole[str]) -> dict[Model
 def _asked(request: Request) -> Asked:
     """Return what was asked when the run began, with the problems and samples that are asked for now."""
     asked = asked_of(request.options.command, request.typed, request.options, *request.others)
-    if request.began is None:
+    if request.run is None:
         return asked
-    before = request.began.run.asked
+    before = request.run.asked
     kept = {name: value for name, value in before.options.items() if name not in GROWING}
     grown = {name: asked.options[name] for name in GROWING if name in asked.options}
     return before.model_copy(update={"options": kept | grown})
-
-
-# --- the words of a command that solves a problem
-
-
-def _solve_options(request: Request) -> list[str]:
-    options, named = request.options, request.named
-    names_models = bool(options.explicit & {"draft", "target", "pair"})
-    typed = replace(options, explicit=options.explicit - {"router", "check", "policy", "tau", "concurrency"})
-    return [*([] if names_models else named.arguments), *typed.arguments]
-
-
-def _check_options(request: Request) -> list[str]:
-    """Return the option that names the checker, unless it is that of the pair."""
-    pair, checker = request.named.pair, request.named.sources.get("check")
-    return ["--check", checker] if checker and not (pair and pair.sources.get("check") == checker) else []

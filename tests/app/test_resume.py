@@ -212,7 +212,7 @@ def planned(folder: Path, **values: Any) -> Any:
     asked, _ = asked_to_bench(folder, typed(draft="builtin:draft", policy="draft", **values), **own)
     plan = plans.plan_without_models(replace(asked.request, advises=True))
     problems = [item.problem.id for item in asked.selected.items]
-    return problems, asked.samples, plan.concurrency, plan.task.name, plan.advised, plan.solve_command("draft", None)
+    return problems, asked.samples, plan.concurrency, plan.task.name, plan.advised, plan.solve_command.line("draft", None)
 
 
 @pytest.mark.parametrize("option", RESTORED)

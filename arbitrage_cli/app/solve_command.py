@@ -1,0 +1,68 @@
+"""The command line that solves a problem with the models and settings of another command."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Self
+
+from arbitrage_cli.app.request import Request
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.runs.run import Asked
+from arbitrage_cli.types import frozen
+
+
+@frozen
+class SolveCommand:
+    """The words of a command line for `solve`.
+
+    `options` are for all policies. `router` and `checker` are added for the policies that use them, and the data set's task
+    unless `options` name one.
+    """
+
+    options: Sequence[str]
+    router: Sequence[str]
+    checker: Sequence[str]
+    names_task: bool
+
+    @classmethod
+    def of(cls, request: Request, asked: Asked) -> Self:
+        """Return the words for a request, of which run.json says that it `asked` for these options."""
+        router = request.typed_router
+        return cls(
+            options=_shared_options(request),
+            router=["--router", router] if router else [],
+            checker=_checker_option(request),
+            names_task="task" in asked.options,
+        )
+
+    def line(self, route: str, task_of_data: str | None) -> str:
+        """Return the command line that solves a problem with a route. `task_of_data` is the task that the data set names."""
+        name, _, tau = route.partition("@")
+        policy = POLICIES[name]
+        words = ["arbitrage", "solve", *self.options]
+        if policy.needs_router:
+            words += self.router
+        if "check" in policy.models:
+            words += self.checker
+        if task_of_data and not self.names_task:
+            words += ["--task", task_of_data]
+        words += ["--policy", name]
+        if tau:
+            words += ["--tau", tau]
+        return shlex.join([*words, "PROBLEM"])
+
+
+def _shared_options(request: Request) -> list[str]:
+    """Return the options that name the models, and the typed ones, without those that depend on the policy."""
+    options = request.options
+    names_models = bool(options.explicit & {"draft", "target", "pair"})
+    models = [] if names_models else request.named.arguments
+    typed = replace(options, explicit=options.explicit - {"router", "check", "policy", "tau", "concurrency"})
+    return [*models, *typed.arguments]
+
+
+def _checker_option(request: Request) -> list[str]:
+    """Return the option that names the checker, unless it is that of the pair."""
+    pair, checker = request.named.pair, request.named.sources.get("check")
+    is_of_pair = pair is not None and pair.sources.get("check") == checker
+    return [] if checker is None or is_of_pair else ["--check", checker]
