@@ -4,7 +4,7 @@
     if all found the same answer:  keep the draft's solution
     otherwise:                     the target solves the problem
 
-The caller says what an answer is, and when two answers are the same.
+The caller provides the functions that find the answer in a solution and compare two answers.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -22,9 +22,9 @@ IsSame = Callable[[Trace, str], bool]
 def agree(trace: Trace, solutions: Sequence[WriteStep], find_answer: FindAnswer, is_same: IsSame, *, at_once: bool) -> Flow:
     """Keep the draft's solution if all `solutions` have the same answer. Otherwise, let the target solve the problem.
 
-    Each of `solutions` asks for a solution in a trace of its own. The draft's first solution may be kept; the others, of the
-    checker or of the draft, check it. If `at_once` is true, all are written at the same time. Otherwise, a solution is begun
-    when the one before it agrees.
+    Each element of `solutions` requests a solution in a separate trace. The draft's first solution may be kept. The others,
+    by the checker or the draft, check it. If `at_once` is true, all solutions are written at the same time. Otherwise, each
+    solution begins only if the previous solutions agree.
     """
     drafted = next(solution for solution in solutions if solution.model == "draft")
     unsolved = list(solutions)

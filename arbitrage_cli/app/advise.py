@@ -36,9 +36,9 @@ LONGEST = 0.5  # the maximum share of the time for one attempt
 class Advice:
     """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict.
 
-    `bounds` tell how much each policy can save at most, as far as this follows from the costs of tokens. Without a verdict,
-    `finished` counts the problems that all policies finished, and `minutes` is the time limit with which there would probably
-    be one, or None if more time does not help.
+    `bounds` limit what each policy can save, where this follows from the token costs. Without a verdict, `finished` counts
+    the problems that all remaining policies finished, and `minutes` is the time limit that would probably be enough for a
+    verdict, or None if more time does not help.
     """
 
     verdict: Verdict
@@ -173,7 +173,7 @@ class _Advisor:
         return not any(map(self._is_needed, self._todo))
 
     def attempts(self) -> Iterator[Attempt]:
-        """Yield the attempts that are needed when they begin, with their time limits."""
+        """Yield attempts with their time limits. An attempt is skipped if it is not needed when its turn comes."""
         for attempt in filter(self._is_needed, self._todo):
             limit = min(LONGEST * self._seconds, _seconds_until(self._ends))
             self._attempt_ends = time.monotonic() + limit

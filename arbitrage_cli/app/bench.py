@@ -131,7 +131,7 @@ class BenchRun(StoredRun):
         self._before_target.clear()
 
     def label(self, route: Route) -> str:
-        """Return the name of a route in the progress: in words if the run is an advice."""
+        """Return a route's name for the progress display: a phrase in runs of `advise`."""
         if self.run.skips_attempts and route.policy is TARGET_ALONE:
             return "the target alone"
         return route.policy.phrase if self.run.skips_attempts and route.policy.phrase else route.label

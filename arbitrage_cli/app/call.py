@@ -260,7 +260,7 @@ def with_thinking(
 
 
 def _route_of(session: Session, options: Options) -> Route:
-    """Return the route of a call. A tau without a policy is for the policy that was asked for when the pair was opened.
+    """Return the route of a call. A tau without a policy applies to the policy with which the pair was opened.
 
     Raises UsageError if an option is invalid, or if a model of the policy is not loaded.
     """

@@ -1,7 +1,7 @@
 """Decides how a command solves problems: its models, routes, limits and settings. No model is loaded, and no file is read.
 
-`decide` is a pure function of a request and of the facts that `app.gather` collects. A command calls it once. A run that
-continues is as it was decided when it began; if it gets further policies, `extend` decides these.
+`decide` is a pure function of a request and of the facts that `app.gather` collects. A command calls it once. A resumed run
+keeps its decisions; `extend` decides only the policies that are added.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -145,7 +145,7 @@ def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
 
 
 def with_checker(setup: Setup, request: Request, checker: ModelFacts) -> Setup:
-    """Return the setup with what the checker's server says, which did not answer when the setup was decided."""
+    """Return the setup with the facts about a checker whose server did not answer when the setup was decided."""
     settings = setup.settings.model_copy(update={"check_thinking": _check_thinking(request, checker)})
     model = _decided_model("check", {"check": checker}, settings, request.named.load.context_size)
     return setup.model_copy(update={"models": {**setup.models, "check": model}, "settings": settings})
@@ -236,7 +236,7 @@ def _default_route(
 def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRouter, note: Note) -> Route | None:
     """Return the advised route, or None. Raises ArbitrageError if the advice is invalid.
 
-    An advice that is based on token costs is for one problem at a time, because several problems share batches.
+    Advice that is based on token costs is for one problem at a time, because several problems share batches.
     """
     if router.costs is not None and router.costs.concurrency != 1:
         return None
@@ -314,8 +314,8 @@ def _decided_model(role: ModelRole, models: ModelsFacts, settings: Settings, con
 def _default_context_size(role: ModelRole, models: ModelsFacts, settings: Settings) -> int | None:
     """Return the default context size of a model, or None if it has no file.
 
-    The models that read thoughts have the same: the smallest with which a writer of thoughts was trained, if it has a file.
-    The checker reads only its own.
+    All models that read thoughts have the same size: the smallest size with which a model that writes thoughts was trained,
+    among the models with files. The checker reads only its own thoughts.
     """
     own = models[role]
     if not own.has_files:

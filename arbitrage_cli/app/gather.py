@@ -113,7 +113,7 @@ def machine_facts(*, computes: bool) -> Json:
 
 
 def advised_pair(request: Request, router: NamedRouter | None) -> AdvisedPair:
-    """Return the conditions for an advice on these models.
+    """Return the conditions under which advice on these models is valid.
 
     Raises ModelUnsupportedError if a model runs in llama.cpp, and llama.cpp cannot be imported.
     """
@@ -144,7 +144,7 @@ def _find_advice(request: Request, router: NamedRouter | None) -> StoredAdvice |
 
 
 def _check_absent_models(pair: AdvisedPair, sources: ByRole[str], known: Sequence[StoredAdvice]) -> None:
-    """Raise ModelFileError if there is an advice on this pair, but only if models that are not on this machine are the same."""
+    """Raise ModelFileError if stored advice may apply to this pair, but a model of the pair is not on this machine."""
     absent = {role: source for role, source in sources.items() if hub_name(source) and not local_files(source)}
     for advice in known if absent else ():
         models = {role: pair.models[role] if role in absent else sha256 for role, sha256 in advice.pair.models.items()}
@@ -224,9 +224,9 @@ def measure_missing(
 ) -> ByRole[Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
-    Costs are measured only if a policy of the request depends on them or is compared with others, and those of a checker
-    only with a policy that uses it. `limit` is the maximum time for the probes, in seconds. A disturbed measurement does not
-    take the place of known costs.
+    Costs are measured only if a policy of the request depends on them or is compared with others. The costs of a checker are
+    measured only for a policy that uses it. `limit` is the maximum time for the probes, in seconds. A disturbed measurement
+    does not replace known costs.
     """
     load = request.named.load
     uses_checker = request.compares or any(policy.compares_answers for policy in request.asked)

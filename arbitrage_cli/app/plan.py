@@ -36,7 +36,7 @@ class Plan:
     - `sources` say where the models to load lie today; `named` also has those that are not loaded.
     - `threads` and `concurrency` are those of this command.
     - `asked`, `places` and `command`, the command line, are for run.json.
-    - `advised` says for which pair and settings an advice is valid, if this command makes one.
+    - `advised` describes the pair and the settings for which advice is valid, if this command gives any.
     - `solve_command` solves a problem with the same models and settings.
     """
 
@@ -65,8 +65,9 @@ class Plan:
     def may_be_complete(self, text: str) -> bool:
         """Return whether the text of a solution may be complete.
 
-        If it is not, a chat API is not asked whether its model has more to write, which halves the requests of a run. Only
-        the task's instructions ask for an answer in the task's form, and the questions of other commands are of any kind.
+        If it is certainly incomplete, a chat API is not asked whether its model has more to write, which halves the requests
+        of a run. This is known only with the task's own instructions, because they prescribe the form of an answer, and only
+        in runs, because the questions of other commands may be of any kind.
         """
         follows_task = self.use == "run" and self.setup.settings.system == self.task.instructions
         return not follows_task or self.task.may_be_complete(text)
@@ -155,7 +156,7 @@ def _sources_to_load(request: Request, setup: Setup, routes: Sequence[Route]) ->
 
 
 def _threads(request: Request, setup: Setup, sources: ByRole[str]) -> dict[ModelRole, int]:
-    """Return the threads of the models on this machine, which may be another one than when the run began."""
+    """Return the threads of the models on this machine, which may differ from the machine on which the run began."""
     if not request.began:
         return {role: threads for role in sources if (threads := setup.models[role].threads)}
     here = {role: source for role, source in sources.items() if setup.models[role].threads}

@@ -85,7 +85,7 @@ class Request:
 
     If the request continues a run (`began`), the options are those of the run, and `typed` names those that were typed now.
     `others` contains options beside the shared ones, which run.json keeps. If `compares` is false, one policy runs; if
-    `advises` is true, the comparison is for an advice. `is_default` is true if no option chose this policy. If `early_stop`
+    `advises` is true, the comparison is for advice. `is_default` is true if no option chose this policy. If `early_stop`
     is None, drafted steps are stopped early where this saves time.
     """
 

@@ -1,8 +1,9 @@
 """Continues a run: restores what was asked when it began, and finds its models and its router where they lie now.
 
-What was typed now and differs is an error, and everything else comes from the run, whatever settings, variables and pairs
-say today. A model is what its checksum or its server says that it is; its place is always today's. Only local places are
-taken from run.json, which may be somebody else's: it never chooses a server, an API key or a download.
+An option that is typed now must have the same value as in the run. All other options come from the run, whatever settings,
+variables and pairs say today. A model is identified by its checksum or by what its server reports, so its location may
+change. Only local locations are taken from run.json, which may come from somebody else: it never chooses a server, an API
+key or a download.
 """
 
 import contextlib
@@ -133,7 +134,7 @@ def keep_concurrency(options: Options, began: Run | None) -> Options:
 
 
 def begun_reward(reward: RewardSource | None, began: Run | None) -> RewardSource | None:
-    """Return the source of rewards, of the run to continue if none was typed. Raises UsageError if they differ."""
+    """Return the source of rewards: the one that was typed or else that of the run. Raises UsageError if they differ."""
     before: Any = began.decided.settings.reward if began else None
     if before and reward and before != reward:
         raise differs("reward", before, reward)
@@ -277,7 +278,7 @@ def _find(role: ModelRole, places: Places, began: Run, folder: Path, fetch: Fetc
 
 
 def _is_same(place: str, model: ModelSetup) -> bool:
-    """Return whether a place has the model of the run. What a server has is compared when it is asked."""
+    """Return whether the run's model is at a place. The model of a server is compared later, when the server is asked."""
     if model.served or is_served(place):
         return model.served is not None and is_served(place)
     if model.sha256 is None:  # of a registered backend, or not on this machine when the run began

@@ -1,6 +1,6 @@
 """A run in its folder: the attempts that are missing, and its record, run.json.
 
-run.json is made when a run begins, and added to when it continues.
+run.json is created when a run begins, and extended when the run is resumed.
 """
 
 import contextlib

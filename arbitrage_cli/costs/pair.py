@@ -115,7 +115,8 @@ FREE = Price(0.0, 0.0, 0.0)  # of a model without a price
 def bill(prices: Prices, finished: Finished, served: Collection[ModelRole]) -> Bill | None:
     """Return the price of the work on a problem, and the estimated price for the target alone in one request.
 
-    `served` names the models on servers. Returns None if a server did not report the tokens of a prompt. There is no estimate if the target works alone.
+    `served` names the models on servers. Returns None if a server did not report the tokens of a prompt. There is no
+    estimate if the target works alone.
     """
     trace = finished.trace
     check = trace.check

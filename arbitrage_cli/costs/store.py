@@ -104,7 +104,7 @@ class Tuned:
 
 @frozen
 class AdvisedPair:
-    """The conditions under which an advice is valid.
+    """The conditions under which advice is valid.
 
     `machine` is None if all models are on servers. `models` maps each role to the sha256 of its files, or to the name of a
     model without local files. `router` is a sha256. `settings` contains all other settings that affect answers or prices.

@@ -81,7 +81,7 @@ def grade_change(before: "AttemptRow", now: "AttemptRow") -> str:
 
 
 def stored_facts(cache: "TunedFile") -> Iterator[Fact]:
-    """Yield a fact for each model with token costs, and for each advice."""
+    """Yield a fact for each model with token costs, and for each pair with advice."""
     for one in cache.tuned:
         where = "" if one.machine.cpu == processor_name() else f", on {one.machine.cpu}"
         about = ", approximate" if one.is_disturbed else ""

@@ -1,4 +1,4 @@
-"""Prints the figures of a run, a comparison of two runs, an advice, or token costs."""
+"""Prints the figures of a run, a comparison of two runs, advice, or token costs."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO, TypeVar

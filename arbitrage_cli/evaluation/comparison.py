@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Times:
-    """What is needed to compare the times of two runs. `drift` is the machine's change of speed between the runs.
+    """The facts that are needed to compare the times of two runs. `drift` is the machine's change of speed between the runs.
 
     `units` contains the unit costs at which work is compared: none if the runs have different models.
     """

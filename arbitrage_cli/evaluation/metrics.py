@@ -142,11 +142,11 @@ def cut_by_limit(results: Iterable[Result]) -> Counter[str]:
 
 
 def with_comparison(figures: PolicyFigures, policy: PolicyResults, target: PolicyResults | None) -> PolicyFigures:
-    """Return the figures with those that compare the accuracy and the answers of a policy with those of the target alone.
+    """Return the figures, with the figures that compare a policy's accuracy and answers with those of the target alone.
 
     The target itself is not compared. Answers are gained or lost where the target's answer has a grade. Where it has none,
-    an answer either equals the target's or differs from it. Failed attempts are not compared, and neither are answers with
-    those that the target could not finish within a limit.
+    an answer either equals the target's answer or differs from it. Failed attempts are not compared. An answer is also not
+    compared if the target reached a limit before its own.
     """
     if target is None or target is policy:
         return figures

@@ -200,7 +200,7 @@ def _conclude(found: Iterable[Candidate], basis: Basis) -> Verdict | None:
 
 
 def _excludes_all(candidates: Iterable[Candidate]) -> bool:
-    """Return whether all candidates are excluded but the draft alone, which is another model and not a way to use a pair."""
+    """Return whether all candidates except the draft alone are excluded. The draft alone does not use both models."""
     pairs = _of_both_models(candidates)
     return bool(pairs) and all(one.is_excluded for one in pairs)
 
@@ -228,12 +228,12 @@ class _Evidence:
 
     @property
     def num_finished(self) -> int:
-        """The attempts that the route and the target finished."""
+        """The number of attempts that both the route and the target finished."""
         return self.made.both_finished or 0
 
     @property
     def num_compared(self) -> int:
-        """Those of them whose answers were compared. The text of a lossless policy needs no comparison."""
+        """The number of these attempts whose answers were compared. The text of a lossless policy needs no comparison."""
         if self.made.route.policy.is_lossless:
             return self.num_finished
         return round(_count(self.made.target_right).denominator + _count(self.made.answers_same).denominator)
@@ -301,6 +301,6 @@ def _preferred(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Omit a policy's less strict presets beside `careful`, because the advice would alternate between them."""
+    """Omit the less strict presets of a policy that also has `careful`, because the advice would alternate between them."""
     has_careful = {one.route.policy for one in candidates if one.route.tau_name == DEFAULT_TAU}
     return [one for one in candidates if one.route.policy not in has_careful or one.route.tau_name not in LOSSES]

@@ -31,14 +31,15 @@ class Relaxation:
 
     @property
     def proposed(self) -> list[int]:
-        """The tokens to verify. The last choice is only compared."""
+        """The tokens to verify: all drafted tokens except the last, which is only compared with the target's choice."""
         return [token for token, _ in self.drafted[:-1]]
 
     def choose(self, logits: Floats, own: int, position: int, ends: Callable[[int], bool]) -> int:
         """Return the drafted token at a position of the step if it is kept, or else the target's `own` choice.
 
         `ends` returns whether a token ends the solution or its thinking. If only one of the two tokens does, the target's
-        choice stands. Two such tokens are equal. At tau 0, the target's choice stands even if the drafted token is as likely.
+        choice stands. If both do, they count as equal. At tau 0, the target's choice stands even if the drafted token is as
+        likely.
         """
         drafted, confidence = self.drafted.pop(0)
         is_equal, can_differ = drafted == own, False

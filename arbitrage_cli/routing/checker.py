@@ -17,7 +17,7 @@ Thinking = Literal["on", "off"]
 
 @frozen
 class Checker:
-    """The settings of the checks. Each model of `order` solves the problem, in this order unless two models write at once.
+    """The settings of the checks. The models in `order` solve the problem one after another, or two of them at once.
 
     A model's further solutions are drawn at random.
     """

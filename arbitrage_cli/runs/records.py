@@ -91,7 +91,7 @@ def to_json(content: Fields, **options: Any) -> str:
 
 
 def attempt_error(finished: Finished) -> str | None:
-    """Return in one line why an attempt has no result. A full context is a result, as is any other limit."""
+    """Return in one line why an attempt has no result. A solution that was cut at a limit is a result."""
     if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
         return None
     return " ".join(str(finished.error).split())

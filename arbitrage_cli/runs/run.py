@@ -1,6 +1,6 @@
 """The record of a run, run.json: what was asked, what was decided from it on this machine, and what the run contains.
 
-One type writes, checks and reads it. A run that continues reads what was decided, and never works it out again.
+One type writes, checks and reads it. A resumed run reads the stored decisions and does not repeat them.
 """
 
 from collections.abc import Mapping
@@ -48,10 +48,10 @@ class ServedSetup(Record):
 
 
 class ModelSetup(Record):
-    """What a model is, wherever it lies. `sha256` is None without GGUF files, and `costs` if the model was not measured.
+    """The identity of a model. `sha256` is None without GGUF files, and `costs` if the model was not measured.
 
-    The architecture, the number of parameters and the size of the vocabulary are what the files say. `name` is what users
-    read: a file's name, a name on the Hub, the name of a built-in model, or that of a server's model. `threads` is None on a
+    The architecture, the number of parameters and the size of the vocabulary come from the files. `name` is shown to users:
+    a file's name, a name on the Hub, the name of a built-in model, or that of a server's model. `threads` is None on a
     server.
     """
 

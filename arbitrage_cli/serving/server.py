@@ -208,7 +208,7 @@ class Exchange:
         return chunk
 
     def _next_pause(self) -> float:
-        """Return when the time without a byte to the client is a pause, if it begins now. Models may report meanwhile."""
+        """Return the time at which a silence that begins now counts as a pause. Reports of models may arrive meanwhile."""
         return self._loop.time() + self._bounds.keep_alive_seconds
 
     async def _next(self, pause: float) -> SolutionEvent | None:
@@ -259,9 +259,10 @@ class JsonResponse(JSONResponse):
 
 
 def _refusal_response(error: RefusedError, *, closes: bool = False) -> Response:
-    """Return an error response. If `closes` is true, the connection is closed, because a body may be left in it.
+    """Return an error response. If `closes` is true, the connection is closed, because it may still contain a body.
 
-    uvicorn also closes it after an internal error: a client that is not told reuses it, and loses its next request.
+    uvicorn also closes it after an internal error. A client that is not told would reuse the connection, and lose its next
+    request.
     """
     retry = {"retry-after": str(max(MIN_RETRY_SECONDS, math.ceil(error.retry_after)))}
     headers = {401: {"www-authenticate": "Bearer"}, 429: retry, 503: retry}.get(error.status, {})

@@ -1,4 +1,4 @@
-"""Decides how long a command waits for a model's server: whether failed work is repeated, when, and when the server is given up.
+"""Decides whether and when failed work is repeated on a model's server, and how long a command waits for the server.
 
 A run waits for minutes, because its earlier results would be of little use without the rest. `serve` waits for seconds,
 because its clients can ask elsewhere, and because waiting requests keep others from their slots.
@@ -152,12 +152,12 @@ class RunPatience:
 
 @dataclass
 class ServePatience:
-    """The patience of `serve`. A server that is unreachable for `SERVING_SECONDS`, or silent for `silence`, fails the request.
+    """The patience of `serve`. A request fails if its server is unreachable for `SERVING_SECONDS`, or silent for `silence`.
 
     A server on this machine or in a private network may be silent while it computes. Cloud APIs then send comments. After
     `MAX_FAILED` failed requests in a row, the server is not asked for `BREAK_SECONDS`. Then, one request every
-    `BREAK_SECONDS` tries it, and all others keep failing until a try succeeds. An overloaded server fails only the request,
-    and at once.
+    `BREAK_SECONDS` tries it, and all others fail until a try succeeds. If the server is overloaded, only the request fails,
+    immediately.
     """
 
     server: str

@@ -149,7 +149,7 @@ class _Slot:
 
     @property
     def unkept(self) -> Cost:
-        """What was spent, if the current response is not kept. Its time belongs to the step that replaces it, if any."""
+        """The cost of the current response, if it is not kept. Its time belongs to the step that replaces it, if any."""
         written = replace(self.writing.cost(), prefill_seconds=0.0, decode_seconds=0.0)
         num_unreported = self.response.num_prompt if isinstance(self.response, _Begun) else 0
         return self.spent + written + Cost(prefill_tokens=num_unreported)
@@ -163,7 +163,7 @@ class _Slot:
                 return
 
     def retract(self) -> None:
-        """Charge what was spent on the current response to the next one."""
+        """Add the cost of the current response to that of the next one."""
         self.spent = self.unkept
         self.response = _Awaited()
         self.writing = _nothing()
