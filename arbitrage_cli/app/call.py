@@ -285,7 +285,7 @@ def _check_loaded(session: Session, policy: Policy) -> None:
         hint = f"pass {role}=... to open_pair"
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
     refuse_on_servers([policy], loaded)
-    session.models.check_token_stats([policy])
+    session.models.check_servers([policy])
     session.models.check_token_ids([policy])
 
 

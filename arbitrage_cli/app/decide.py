@@ -18,7 +18,7 @@ from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.routing.checker import Thinking
-from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.policies import DRAFT_ALONE, Policy
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, parse_route, route_or_target_alone
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
 from arbitrage_cli.types import THINK_TOKENS, WRITING, ByRole, Fields, Limits, ModelRole, Note, frozen
@@ -49,13 +49,16 @@ UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks;
 class ModelFacts:
     """What files, servers and measurements say about a model. `prompt` is None if the model does not think.
 
-    The context size of `setup` is not decided yet.
+    The context size of `setup` is not decided yet. `cannot_continue` is the error of a server that writes only whole
+    solutions, for policies that route steps.
     """
 
     setup: ModelSetup
     prompt: ChatPrompt | None = None
     trained_context_size: int | None = None
     has_files: bool = False
+    cannot_continue: ArbitrageError | None = None
+    sends_token_stats: bool = True
 
 
 ModelsFacts = ByRole[ModelFacts]
@@ -84,6 +87,11 @@ def decide(request: Request, facts: RequestFacts) -> Setup:
     notes, price = list[str](facts.notes), request.named.price
     available = available_router(request, facts.router, facts.unit_costs, price)
     routes = _routes(request.policies, available, notes.append)
+    left_out = _left_out(routes, facts.models) if request.advises else {}
+    if left_out:
+        routes = [route for route in routes if route.name not in left_out]
+        routes += [Route(DRAFT_ALONE)] if len(routes) == 1 else []  # nothing else can be compared with the target
+    notes += [f"not tried: {name}, because {reason}" for name, reason in left_out.items()]
     if not request.compares:
         routes[0] = _default_route(request, facts.advice, routes[0], available, notes.append)
     policies = [route.policy for route in routes]
@@ -93,6 +101,7 @@ def decide(request: Request, facts: RequestFacts) -> Setup:
     return Setup(
         models={role: _decided_model(role, models, settings, request.named.load.context_size) for role in models},
         routes=list(map(RouteSetup.of, routes)),
+        left_out=left_out,
         router=_decided_router(facts.router, policies),
         tau_costs=available.costs_for(routes),
         price=price,
@@ -213,6 +222,18 @@ def _routes(parsed: Iterable[ParsedRoute], router: AvailableRouter, note: Note) 
         if first.name != route.name:
             note(f"{route.name} and {first.name} have the same tau on this machine, so only {first.label} is run")
     return list(found.values())
+
+
+def _left_out(routes: Iterable[Route], models: ModelsFacts) -> dict[str, str]:
+    """Return the names of the routes that the servers of these models do not support, and the reasons."""
+    refusals = [one.cannot_continue for role, one in models.items() if role in WRITING and one.cannot_continue]
+    draft, found = models.get("draft"), dict[str, str]()
+    for route in routes:
+        if route.policy.routes_steps and refusals:
+            found[route.name] = refusals[0].message
+        elif route.policy.reads_token_stats and draft and not draft.sends_token_stats:
+            found[route.name] = f"{draft.setup.name} does not send log-probabilities"
+    return found
 
 
 def _default_route(

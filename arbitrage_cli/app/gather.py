@@ -161,7 +161,10 @@ def model_facts(request: Request, role: ModelRole, open_served: OpenServed, meas
     if is_served(source):
         remote = open_served(role)
         prompt = remote.prompt(request.style) if remote and has_thoughts else None
-        return ModelFacts(_served_setup(source, request.named.served[role], remote), prompt)
+        setup = _served_setup(source, request.named.served[role], remote)
+        if remote is None:
+            return ModelFacts(setup)
+        return ModelFacts(setup, prompt, cannot_continue=remote.cannot_continue, sends_token_stats=remote.sends_token_stats)
     facts = read_facts(files) if files else None
     setup = ModelSetup(
         name=label_of(source),

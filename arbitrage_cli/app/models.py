@@ -45,6 +45,7 @@ class LocalModel:
     """A model in this process. Its writers share a cache."""
 
     sends_token_stats = True
+    cannot_continue = None
     server = None
 
     def __init__(self, backend: Backend, display_name: str) -> None:
@@ -105,6 +106,7 @@ class RemoteModel:
         self._model, self.display_name = model, model.card.name
         self.card, self.chat_template, self.served_facts = model.card, model.source.template, model.facts
         self.sends_token_stats = bool(model.num_alternatives)
+        self.cannot_continue = model.cannot_continue
         self.server = model.server.name
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:

@@ -76,7 +76,7 @@ class OpenModels:
         for role, source in sources.items():  # servers first, because files take time to load
             if is_served(source) and (remote := self._open_served(role)):
                 self._add_served(role, remote)
-        self.check_token_stats(policies)
+        self.check_servers(policies)
         self.check_token_ids(policies)
         for role, source in sources.items():
             if not is_served(source):
@@ -114,11 +114,27 @@ class OpenModels:
             found[role] = LoadedModel(name=model.card.name, description=model.card.description, chat_template_sha256=digest)
         return found
 
-    def check_token_stats(self, policies: Iterable[Policy]) -> None:
-        """Raise ServerError if the draft's server does not send the log-probabilities that a policy needs."""
-        needing = [policy.name for policy in policies if policy.reads_token_stats]
+    def check_servers(self, policies: Iterable[Policy]) -> None:
+        """Raise ServerError if a model's server lacks what a policy needs.
+
+        Models that write single steps continue each other's text. Some scores need the draft's log-probabilities.
+        """
+        asked = list(policies)
+        if self._cannot_continue and any(policy.routes_steps for policy in asked):
+            raise self._cannot_continue
+        needing = [policy.name for policy in asked if policy.reads_token_stats]
         if needing:
             self._need_token_stats(f"policy {needing[0]}", "a policy that does not need them: target, draft, random")
+
+    @property
+    def continues(self) -> bool:
+        """Whether the draft and the target can continue each other's text, as far as this was tested."""
+        return self._cannot_continue is None
+
+    @property
+    def _cannot_continue(self) -> ServerError | None:
+        writing = [self.by_role[role] for role in WRITING if role in self.by_role]
+        return next((model.cannot_continue for model in writing if model.cannot_continue), None)
 
     @property
     def has_token_stats(self) -> bool:

@@ -140,10 +140,12 @@ class Request:
 
     @property
     def writes_whole(self) -> bool:
-        """Whether answers are compared and all models write only whole solutions, so that no answer has to be continued."""
-        if self.use != "run" or any(policy.routes_steps for policy in self.all_policies):
-            return False
-        return any(policy.compares_answers for policy in self.all_policies)
+        """Whether all models write only whole solutions, so that no answer has to be continued.
+
+        A stored advice may take the place of a default policy, and calls and requests may select another policy.
+        """
+        may_change = self.use != "run" or self.is_default
+        return not may_change and not any(policy.routes_steps for policy in self.all_policies)
 
     def models_for(self, policies: Sequence[Policy]) -> dict[ModelRole, str]:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""

@@ -93,6 +93,7 @@ class Session:
             is_local=is_local,
             compares_answers=compares_answers,
             has_token_stats=self.models.has_token_stats,
+            continues=self.models.continues,
             check=self._check_in_conversation,
         )
 

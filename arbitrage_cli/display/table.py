@@ -155,6 +155,8 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
         ratio = found.token_ratio
         facts = [("costs", token_ratio_words(ratio.value, ratio.interval))] if ratio.value else []
         write_table(found, facts, stream, has_verdict=False)
+    elif found.notes:
+        print_to(stream, "", bullets(found.notes))
     texts = [alone(found), sentence(found), more_time(advice)]
     print_to(stream, "", paragraph(" ".join(filter(None, texts))), "")
     write(stream, f"  {advice.command}\n")

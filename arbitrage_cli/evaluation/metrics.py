@@ -235,6 +235,8 @@ def _differs_by_clock(policy: PolicyFigures) -> bool:
 def _notes(
     run: Run, policies: Sequence[PolicyResults], made: Sequence[PolicyFigures], *, has_target: bool, has_prices: bool
 ) -> Iterator[str]:
+    for name, reason in run.decided.left_out.items():
+        yield f"Not tried: {name}, because {reason}."
     done = [result for policy in policies for result in policy.done]
     for flag, count in sorted(cut_by_limit(done).items()):
         cut = f"{count} of {formatting.count(len(done), 'attempt')}"

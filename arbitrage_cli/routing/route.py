@@ -302,11 +302,14 @@ def _when_faster(pace: Callable[[float], float], alone: float) -> str:
 # --- routes for requests and chats
 
 
-def selectable(*, has_router: bool, is_local: bool, compares_answers: bool, has_token_stats: bool = True) -> list[str]:
+def selectable(
+    *, has_router: bool, is_local: bool, compares_answers: bool, has_token_stats: bool = True, continues: bool = True
+) -> list[str]:
     """Return the policies that users of a chat or a server can select.
 
     `is_local` is false if a model is on a server. `compares_answers` is true if answers can be compared.
-    `has_token_stats` is false if the draft is on a server that sends no log-probabilities.
+    `has_token_stats` is false if the draft is on a server that sends no log-probabilities. `continues` is false if the models
+    cannot continue each other's text.
     """
     return [
         policy.name
@@ -316,6 +319,7 @@ def selectable(*, has_router: bool, is_local: bool, compares_answers: bool, has_
         and (is_local or not policy.needs_local_models)
         and (compares_answers or not policy.compares_answers)
         and (has_token_stats or not policy.reads_token_stats)
+        and (continues or not policy.routes_steps)
     ]
 
 
@@ -341,6 +345,7 @@ class Menu:
         is_local: bool = True,
         compares_answers: bool = False,
         has_token_stats: bool = True,
+        continues: bool = True,
         check: Callable[[Policy], None] = lambda policy: None,
     ) -> None:
         """Take the arguments of `selectable`. `check` raises UsageError if the models do not suit a policy.
@@ -349,13 +354,14 @@ class Menu:
         """
         self.default = default
         self._available = available
-        self._has_token_stats = has_token_stats
+        self._has_token_stats, self._continues = has_token_stats, continues
         self._check = check
         self._policies = selectable(
             has_router=available.router is not None,
             is_local=is_local,
             compares_answers=compares_answers,
             has_token_stats=has_token_stats,
+            continues=continues,
         )
         refuse_in_conversation(default.policy, self._policies)
 
@@ -379,6 +385,9 @@ class Menu:
             refuse_in_conversation(policy, self._policies)
             if policy.needs_router:
                 need_router(self._available.router)
+            if policy.routes_steps and not self._continues:
+                message = f"policy {policy_name} needs models that continue answers, and the server of one of them does not"
+                raise UsageError(message, f"use one of: {', '.join(self._policies)}", option="policy")
             if policy.reads_token_stats and not self._has_token_stats:
                 message = f"policy {policy_name} needs log-probabilities, which the draft's server does not send"
                 raise UsageError(message, f"use one of: {', '.join(self._policies)}", option="policy")

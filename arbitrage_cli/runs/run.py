@@ -137,7 +137,8 @@ class Settings(Record):
 class Setup(Record):
     """The decisions that followed from a request, on one machine at one moment.
 
-    `concurrency` is the number of problems at once. `tau_costs` names the costs on which presets are based, if any are used.
+    `left_out` maps the routes that an advice cannot try to the reasons. `concurrency` is the number of problems at once.
+    `tau_costs` names the costs on which presets are based, if any are used.
     """
 
     models: dict[ModelRole, ModelSetup]
@@ -149,6 +150,7 @@ class Setup(Record):
     settings: Settings
     machine: Json
     notes: list[str] = Field(default_factory=list)
+    left_out: dict[str, str] = Field(default_factory=dict)
 
     @property
     def route(self) -> Route:

@@ -203,13 +203,14 @@ def test_ignored_sampling_options_are_noted_if_they_matter(here: Path, caplog: p
 
 
 def test_a_pair_fixes_how_its_target_is_continued(here: Path) -> None:
+    routing = replace(MINE, policy="random")
     with on_loopback(ChatServer(Api("partial"))) as address:
         for continuation, word in (("prefix", "prefix"), ("none", "trailing")):
             pair_named_mine(here, draft=DRAFT, target=address, target_continuation=continuation)
-            error = refused(solved, here, MINE)
+            error = refused(solved, here, routing)
             assert word in f"{error.message} {error.hint}"
         pair_named_mine(here, draft=DRAFT, target=address, target_continuation="partial")
-        solved(here, MINE)
+        solved(here, routing)
 
 
 def test_a_pair_with_prices_shows_what_a_problem_cost(here: Path) -> None:

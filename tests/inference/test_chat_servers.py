@@ -18,7 +18,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
-from arbitrage_cli.types import Decision, Finished, Limits, Problem, Step, Trace
+from arbitrage_cli.types import Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEMS = [problem for problem in ALL if solve(here(), [problem], "target")[problem.id].text]
 """Problems that the target answers: an answer without text counts as a refusal."""
@@ -123,15 +123,22 @@ def test_white_space_at_the_end_is_not_sent_to_an_api_that_refuses_it() -> None:
     assert not any("\n\n\n" in trace.text for trace in found.values())
 
 
-@pytest.mark.parametrize(
-    ("api", "num_requests"), [(Api(thinks_unless={"unknown": 1}), 1), (Api(None), 2), (Api(begins_anew=True), 2)]
-)
-def test_an_api_that_thinks_or_continues_nothing_is_refused(api: Api, num_requests: int) -> None:
-    server = ChatServer(api)
+def test_an_api_that_thinks_is_refused() -> None:
+    server = ChatServer(Api(thinks_unless={"unknown": 1}))
     with pytest.raises(ServerError) as raised, opened_model(server, template=None):
         pass
     assert raised.value.hint
-    assert len(server.bodies) == num_requests
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("api", [Api(None), Api(begins_anew=True)])
+def test_an_api_that_continues_nothing_writes_whole_solutions(api: Api) -> None:
+    server = ChatServer(api)
+    with opened_model(server, template=None) as model:
+        assert model.cannot_continue is not None
+        assert model.cannot_continue.hint
+        assert len(server.bodies) == 2
+        assert texts(solve({"target": writer(model)}, PROBLEMS, "target")) == texts(solve(here(), PROBLEMS, "target"))
 
 
 def test_rejected_fields_are_omitted() -> None:
@@ -288,6 +295,15 @@ def test_a_chat_api_continues_thinking_as_text() -> None:
     assert thought.kept.text.rstrip() in server.bodies[-1]["messages"][-1]["content"]
 
 
-def test_a_chat_api_is_no_draft() -> None:
-    with opened_model(ChatServer(Api()), template=None) as model, pytest.raises(ServerError):
-        open_served(model.server.connection, model.source, "draft")
+@pytest.mark.parametrize(
+    ("role", "continues", "num_requests", "refuses"),
+    [("target", True, 3, False), ("target", False, 1, False), ("draft", True, 1, True), ("check", True, 1, False)],
+)
+def test_a_chat_api_drafts_no_steps_and_is_asked_only_what_its_role_needs(
+    role: ModelRole, continues: bool, num_requests: int, refuses: bool
+) -> None:
+    server = ChatServer(Api())
+    with opened_model(server, template=None) as model:
+        server.bodies.clear()
+        model = open_served(model.server.connection, model.source, role, continues=continues)
+    assert (len(server.bodies), model.cannot_continue is not None) == (num_requests, refuses)

@@ -204,8 +204,8 @@ class Chat(Completions):
     """`/chat/completions` with the features of one server. Requests no log-probabilities, which only drafts need.
 
     Some servers repeat the text to continue. If `trims` is true, the server rejects or removes white space at the end of this
-    text, so a response may begin with the separator. `can_continue` is false if the continuation of answers was not tested,
-    because the model only writes whole solutions.
+    text, so a response may begin with the separator. `can_continue` is false if the model only writes whole solutions: its
+    server does not continue answers, or this was not tested.
     """
 
     name = "chat API"

@@ -90,10 +90,12 @@ WITHOUT_REASON = (
 )
 """The hint if a server gives no reason for an HTTP error, or does not know the path."""
 
+WITHOUT_STEPS = "use policy agree, draft or target, which arbitrage advise compares"
 OTHER_CONVENTION = (
     "if the server supports /completions, set the model's template in pairs.toml; otherwise, set the target's continuation "
-    f"there ({', '.join(CONTINUATIONS)}), or use --policy agree (in bench: target,agree)"
+    f"there ({', '.join(CONTINUATIONS)}), or {WITHOUT_STEPS}"
 )
+NO_DRAFT = f"if the server supports /completions, set the draft's template in pairs.toml; otherwise, {WITHOUT_STEPS}"
 WITHOUT_THINKING = (
     "use a model without thinking, or set chat_template_kwargs = { enable_thinking = false } in the pair if the server "
     "accepts this field"
@@ -144,7 +146,8 @@ class Controls:
 class ServedModel:
     """A model on a server.
 
-    `num_alternatives` is the number of log-probabilities per token, or 0 if the server sends none. `guards` contains texts
+    `num_alternatives` is the number of log-probabilities per token, or 0 if the server sends none. `cannot_continue` is the
+    error to raise for a policy that routes steps, if the model cannot continue another model's text. `guards` contains texts
     and their ids, one of which must precede a text that continues another if the tokenizer would insert a space.
     `rendered` maps messages to their texts, or to the reason why the template rejects them.
     """
@@ -154,6 +157,7 @@ class ServedModel:
     dialect: Completions
     card: ModelCard
     num_alternatives: int = 0
+    cannot_continue: ServerError | None = None
     guards: Mapping[str, list[int]] = field(default_factory=dict)
     rendered: dict[str, str | RoleRefusedError] = field(default_factory=dict, repr=False)
 
@@ -302,7 +306,8 @@ def open_served(
 ) -> ServedModel:
     """Find a model on a server and test it. If `is_greedy` is true, rejected seeds are not reported.
 
-    If `continues` is false, the model only writes whole solutions, so every chat API can be used.
+    Every chat API can be used for whole solutions. If `continues` is false, or for a checker, it is used for nothing else, so
+    it is not tested whether the model continues answers.
 
     Raises ServerError or TemplateError if the model cannot be used.
     """
@@ -310,10 +315,8 @@ def open_served(
     try:
         model = connection.run(server.retry(partial(_find, server, source), is_probe=True))
         if isinstance(model.dialect, Chat):
-            if role == "draft" and continues:
-                hint = "use it as the target; if the server supports /completions, set the draft's template in pairs.toml"
-                raise ServerError(f"{model.name} at {server.name} is behind a chat API, so it cannot be the draft", hint)
-            model = connection.run(_adapted(model, model.dialect, is_greedy=is_greedy, continues=continues))
+            tested = role if continues else "check"
+            model = connection.run(_adapted(model, model.dialect, tested, is_greedy=is_greedy))
         else:
             segments = model.prompt(PromptStyle("")).segments(Problem("", PROBE_QUESTION))
             model = connection.run(_tested(model, segments))
@@ -400,22 +403,27 @@ def _text_of(pieces: Sequence[Piece]) -> str:
 # --- chat APIs
 
 
-async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool, continues: bool) -> ServedModel:
+async def _adapted(model: ServedModel, chat: Chat, role: ModelRole, *, is_greedy: bool) -> ServedModel:
+    """Return the model with the features of its chat API. A checker never continues an answer."""
     chat, pieces = await _ask(model, chat, PROBE_PROMPT, sampler=DRAWN)
     text = _text_of(pieces).lstrip()
     if not text or text.startswith("<think>") or any(piece.thinks for piece in pieces):
         raise ServerError(f"{model.server.name}: {model.name} thinks before it answers", WITHOUT_THINKING)
-    if continues:
-        chat = await _after_separator(model, await _continuing(model, chat))
+    cannot_continue: ServerError | None = None
+    if role == "target":
+        chat, cannot_continue = await _continuing(model, chat)
     else:
         chat = replace(chat, can_continue=False)
+        if role == "draft":
+            message = f"{model.name} at {model.server.name} is behind a chat API, so it cannot draft steps"
+            cannot_continue = ServerError(message, NO_DRAFT)
     for name in sorted(chat.omitted & {"temperature", *(() if is_greedy else ("seed", "top_p"))}):
         log.warning("%s does not accept %s, so samples differ from the requested ones", model.server.name, name)
-    return replace(model, dialect=chat)
+    return replace(model, dialect=chat, cannot_continue=cannot_continue)
 
 
-async def _continuing(model: ServedModel, chat: Chat) -> Chat:
-    """Check that the model continues an unfinished answer. Raises ServerError if it does not."""
+async def _continuing(model: ServedModel, chat: Chat) -> tuple[Chat, ServerError | None]:
+    """Test whether the model continues an unfinished answer. Return the API's features and, if it does not, the error."""
     try:
         chat, pieces = await _ask(model, chat, COUNTING)
     except ServerRequestError as error:
@@ -424,9 +432,10 @@ async def _continuing(model: ServedModel, chat: Chat) -> Chat:
         text = error.message
     else:
         if (text := _text_of(pieces).lstrip()).startswith(REST):
-            return chat
-    message = f"{model.name} does not continue answers with '{chat.continuation}' ({text[:100]!r})"
-    raise ServerError(f"{model.server.name}: {message}", OTHER_CONVENTION)
+            return await _after_separator(model, chat), None
+    how = f"with '{chat.continuation}' ({text[:100]!r})"
+    message = f"{model.name} at {model.server.name} does not continue answers {how}"
+    return replace(chat, can_continue=False), ServerError(message, OTHER_CONVENTION)
 
 
 async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
