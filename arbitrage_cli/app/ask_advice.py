@@ -32,7 +32,7 @@ USABLE = 0.95  # share of the time until the last attempt ends; the rest is for 
 
 
 def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tuple[Advice, PairEntry | None, str | None]:
-    """Return advice, the pair that it is about, if it has a name, and the router, if an option named it.
+    """Return advice, the named pair that it applies to, if there is one, and the router, if an option named it.
 
     If the folder has a run, it is continued. Raises UsageError if an option is invalid, and the same errors as `advise`.
     """

@@ -81,7 +81,7 @@ class BenchRun(StoredRun):
         super().__init__(session, selected, folder, attempts, name, ends, **details)
 
     def measure(self, attempts: Iterable[Attempt], is_kept: Callable[[AttemptRow], bool] = lambda row: True) -> None:
-        """Make attempts of `todo`. The rows that are not kept count as not made."""
+        """Make attempts of `todo`. Attempts whose rows are not kept count as missing."""
         session = self.session
 
         def row(attempt: Attempt, finished: Finished, timing: Stopwatch) -> AttemptRow | None:

@@ -66,7 +66,7 @@ ModelsFacts = ByRole[ModelFacts]
 
 @frozen
 class RequestFacts:
-    """What is known about the models of a request and about this machine. `advice` is the last one on these models."""
+    """The known facts about the models of a request and about this machine. `advice` is the last advice on these models."""
 
     models: ModelsFacts
     machine: Fields

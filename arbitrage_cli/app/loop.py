@@ -62,7 +62,7 @@ class RunCounts:
 class Attempt:
     """One attempt to solve a problem, in at most `seconds`. Problems of one `block` may be solved at once.
 
-    A problem during which llama.cpp crashed `is_alone`.
+    `is_alone` is true if llama.cpp crashed while it solved the problem.
     """
 
     item: Item
@@ -124,9 +124,9 @@ class Stopwatch:
 class Loop:
     """Makes attempts, and stores each row as soon as its attempt ends.
 
-    `row` makes the row of an attempt, or None if the attempt counts as not made. `kept` counts a row; `counts`, if given, are
-    shown. `conditions` are those of all rows. Without a `store`, no row is stored. Sample k uses the seed of `sampler` + k.
-    `clock` measures attempts, and `timer` what the program itself needs.
+    `row` makes the row of an attempt, or None if the attempt counts as not made. `kept` is called with each row. `counts`,
+    if given, are shown. `conditions` are those of all rows. Without a `store`, no row is stored. Sample k uses the seed of
+    `sampler` + k. `clock` measures the attempts, and `timer` the time that the program itself takes.
     """
 
     scheduler: Callable[[Attempt], Scheduler]

@@ -92,8 +92,8 @@ def forget(names: Sequence[str]) -> "TunedFile":
 def pair_bounds(name: str) -> "list[Bound]":
     """Return how fast each policy can be with this pair, or [] if this is not known.
 
-    It is not known before the token costs are measured on this machine, and not without all settings of the pair, such as the
-    API key of its checker.
+    It is known only after the token costs were measured on this machine, and if all settings of the pair are available, such
+    as the API key of its checker.
     """
     from arbitrage_cli.app.naming import choose_models, router_for  # with NumPy
     from arbitrage_cli.app.options import Options

@@ -150,7 +150,7 @@ def writing(models: ByRole[T]) -> dict[ModelRole, T]:
 
 
 def label_of(source: str) -> str:
-    """Return what users read for a model: a name, or the name of its file. On a server, it is the model's name or the host."""
+    """Return a model's name for users: its name or its file's name; on a server, the model's name or the host."""
     if is_served(source):
         address = Address.parse(source)
         return address.model or address.host

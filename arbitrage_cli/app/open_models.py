@@ -106,7 +106,7 @@ class OpenModels:
 
     @property
     def descriptions(self) -> dict[ModelRole, LoadedModel]:
-        """What the loaded models said about themselves, for run.json."""
+        """The facts that the loaded models report about themselves, for run.json."""
         found: dict[ModelRole, LoadedModel] = {}
         for role, model in self.by_role.items():
             template = model.chat_template

@@ -90,7 +90,7 @@ def settings_of(options: Options) -> Json:
 
 
 def restored(group: Group, typed: frozenset[str], began: Run | None) -> Group:
-    """Return a group of options, with those of the run to continue in place of what was not typed now.
+    """Return a group of options. Options that were not typed now have the values of the run to continue, if there is one.
 
     Raises UsageError if an option was typed that has another value in the run; DamagedRunError if a value of the run is
     invalid.

@@ -28,7 +28,7 @@ CHARS_PER_TOKEN = 16  # above the average of any text
 
 
 def serve_pair(open_session: OpenSession, options: ServerOptions, display: Display) -> None:
-    """Answer requests until a signal arrives, then finish open requests. The URL is shown as the result.
+    """Answer requests until a signal arrives, then finish open requests. The server's URL is printed to standard output.
 
     Raises UsageError if the key or the address cannot be used, and the same errors as `Session` and `Service.run`.
     """

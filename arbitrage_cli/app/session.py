@@ -129,7 +129,7 @@ class Session:
         )
 
     def explain(self, route: Route) -> Explain:
-        """Return what explains a decision of the router. If the route has no router, nothing is explained."""
+        """Return the function that explains the router's decisions. Without a router, it returns None."""
         router = self.router.router if route.policy.needs_router else None
         return router.explain if router else lambda trace, index: None
 

@@ -53,7 +53,7 @@ class Destination:
 
 @frozen
 class _Line:
-    """What standard output gets of a result, or None, and a note if the line lacks an answer."""
+    """The line of a result for standard output, or None if there is none, and a note if the line lacks an answer."""
 
     text: str | None
     note: str | None

@@ -137,7 +137,7 @@ class TunedFile:
 
 
 def read_cache(path: Path, note: Note = log.debug) -> TunedFile:
-    """Return the content of the file. A part that cannot be read is noted and left out."""
+    """Return the content of the file. Entries that cannot be read are left out, with a note."""
     try:
         content = json.loads(read_regular(path))
         if not isinstance(content, dict) or type(content.get("schema")) is not int:

@@ -279,7 +279,7 @@ def attempt(ended: AttemptEnded) -> str:
 
 
 def outcome(ended: AttemptEnded) -> str:
-    """Return what an attempt led to, such as `the draft alone: same answer (36), 7.70 s`."""
+    """Return the outcome of an attempt, such as `the draft alone: same answer (36), 7.70 s`."""
     detail = f" ({in_one_line(ended.detail)})" if ended.detail else ""
     took = "" if ended.seconds is None else f", {ended.seconds:.2f} s"
     verdict = "finished" if ended.verdict == "unscored" else ended.verdict

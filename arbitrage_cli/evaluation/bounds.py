@@ -1,8 +1,9 @@
 """Bounds what each policy can save, from the costs or prices of tokens alone, before a problem is solved.
 
-There are two numbers, each a ratio of the target's time or price to the policy's. `at_most` holds if every drafted token, step
-and solution is accepted. `likely` holds if a share ACCEPTED of them is or, for routing, if as many steps are escalated as the
-router's card says. Neither says anything about accuracy. `verdict` uses bounds for the policies that `advise` does not run.
+There are two numbers, each a ratio of the target's time or price to the policy's. `at_most` assumes that every drafted
+token, step and solution is accepted. `likely` assumes that the share ACCEPTED of them is accepted or, for routing, the
+escalation rate on the router's card. Neither says anything about accuracy. `verdict` uses bounds for the policies that
+`advise` does not run.
 """
 
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ GOOD_RATIO = 4.0  # the token ratio from which routing and speculation usually s
 
 @frozen
 class Bound:
-    """The highest ratios of a route, and its chance to save enough if it loses nothing: a ratio of `least`.
+    """The highest ratios of a route, and its chance to reach the ratio `least`, assuming that it loses no answers.
 
     `escalates_all` is true if its tau escalates every step, so that it does not route.
     """

@@ -48,9 +48,9 @@ class Expected:
     """The expected effect of a policy: a log-normal ratio, and the outcomes of answers.
 
     The ratio is the target's time or price divided by the policy's. `ratio` is the median, and `spread` is the standard
-    deviation of its logarithm. The expectation that shares of the answers are gained, lost and kept has the weight of that
-    many measured answers. Answers without a grade are kept, or `differing` from the target's. `right` is the share of answers
-    that the target has right.
+    deviation of its logarithm. `gained`, `lost` and `kept` are the expected shares of the answers, multiplied by the weight
+    of the expectation in measured answers. Answers without a grade are kept, or `differing` from the target's. `right` is
+    the share of answers that the target has right.
     """
 
     ratio: float = 1.0

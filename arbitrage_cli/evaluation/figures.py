@@ -20,7 +20,7 @@ a number, or as the price of 1,000 attempts."""
 
 @frozen
 class Estimate:
-    """A quotient with its 95% interval. What is unknown is None."""
+    """A quotient with its 95% interval. Unknown values are None."""
 
     ratio: Ratio | None = None
     interval: Interval | None = None

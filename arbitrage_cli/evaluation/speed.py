@@ -1,11 +1,11 @@
-"""Compares each policy's speed and price with those of the target alone. Seconds are computed, or measured by the clock.
+"""Compares each policy's speed and price with those of the target alone. Times are either computed or measured by the clock.
 
 The amount of work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
 program handles. Only the time of the work is noisy. The unit costs are means over many steps. A disturbed step counts as a
 usual step of the same kind at a similar place in a solution. A change of model may slow down the next step. The first steps
-after a change are therefore a kind of their own, so that a policy pays for its changes. The computed time of an attempt is
-its work multiplied by these unit costs. The work of a model without measured unit costs keeps its measured time: most of a
-server's time is latency, which does not depend on counted work.
+after a change are therefore a separate kind, so that a policy pays for its changes. The computed time of an attempt is its
+work multiplied by these unit costs. The work of a model without measured unit costs keeps its measured time, because most of
+a server's time is latency, which does not depend on counted work.
 """
 
 import math

@@ -7,7 +7,7 @@ at least -MAX_LOST of the target's right answers.
 
 Each finished problem updates the expected effect of a policy (`expected`). Only policies with at least MIN_PROBLEMS finished
 and compared problems are measured, and may be recommended. A policy is ruled out earlier if its chance to be worth using is
-below UNLIKELY: without a problem by its bound (`bounds`), or after FEW_PROBLEMS. The verdict has a probability if each
+below UNLIKELY: without a problem by its bound (`bounds`), or after FEW_PROBLEMS. The verdict has a confidence if each
 policy is measured or ruled out. `display.verdict` describes the verdict in words.
 
 If a server does not report all tokens of a policy that was run, its price is unknown, and the pair is judged by its times.

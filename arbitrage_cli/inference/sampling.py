@@ -38,7 +38,7 @@ class Sampler:
         return self.temperature <= 0
 
     def of_sample(self, sample: int) -> "Sampler":
-        """Return the sampler of a problem's first solution (0) or of a further one, which is not greedy."""
+        """Return the sampler for a problem's first solution (0) or for a further solution, which is never greedy."""
         if not sample:
             return self
         return replace(self, temperature=self.temperature or SAMPLE_TEMPERATURE, seed=self.seed + SEEDS * sample)

@@ -186,7 +186,7 @@ class Scheduler:
         self._refusals = Refusals()
 
     def add_writer(self, role: ModelRole, writer: Writer) -> None:
-        """Add a model that could not be used before. Thread-safe, because a running tick keeps the former mapping."""
+        """Add a model that could not be used before. Thread-safe, because a running tick keeps the previous mapping."""
         self._writers = {**self._writers, role: writer}
 
     def run(

@@ -1,1 +1,1 @@
-"""Numbers: their confidence intervals, and their text."""
+"""Confidence intervals of numbers, and numbers as text."""

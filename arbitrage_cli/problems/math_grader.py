@@ -169,7 +169,7 @@ class Algebra:
         return self._sympy.Float(text) if "." in text else self._sympy.Integer(int(text))
 
     def _is_really_equal(self, gold: Any, answer: Any) -> bool:
-        """Reject math-verify's wrong matches between tiny numbers and between equations without real solutions."""
+        """Reject false matches by math-verify between tiny numbers and between equations without real solutions."""
         sympy = self._sympy
         if any(isinstance(side, sympy.Eq) for side in (gold, answer)):
             if not all(isinstance(side, sympy.Eq) for side in (gold, answer)):

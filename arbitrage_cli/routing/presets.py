@@ -125,7 +125,7 @@ class TauTable:
 
     @property
     def likely_careful(self) -> TauRow:
-        """The row of preset `careful` if the expected loss alone decided."""
+        """The row that preset `careful` would select if only the expected loss had a limit."""
         return self.fastest([self.rows[0], *takewhile(lambda row: row.change >= -CAREFUL_TOLERANCE, self.rows)])
 
     @property

@@ -12,10 +12,10 @@ SPARE = 2  # slots that no single server may take
 
 
 class Bulkhead:
-    """Counts the running requests that need a server. At most `concurrency - SPARE`, or 1, may need the same server.
+    """Counts the running requests that need a server.
 
-    `servers_of` returns the servers that a policy needs. A server that every policy needs has no limit, because no other
-    request could use the slots.
+    At most `concurrency - SPARE`, but at least one, may need the same server. `servers_of` returns the servers that a policy
+    needs. A server that every policy needs has no limit, because no other request could use the slots.
     """
 
     def __init__(

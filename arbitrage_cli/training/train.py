@@ -1,6 +1,6 @@
 """Trains a router on collected states, measures it, and describes it on its card.
 
-`learning` knows how to learn from examples.
+The network is learned in `learning`.
 """
 
 import math
