@@ -3,6 +3,7 @@
 An option group is a frozen dataclass. Each field that is described as an option becomes an option of the command.
 """
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -52,37 +53,49 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
     def decorate(function: Command) -> Command:
         hints = get_type_hints(function, include_extras=True)
         described = {**OPTIONS, **own}
-        hidden = [name for name in HIDDEN if name not in own]
         inputs = [one for one in _inputs(function, hints) if one.name not in (*INVOCATION, *without)]
+        names = [one.name for one in inputs]
+        hidden = [name for name in HIDDEN if name in names and name not in own]
 
         @functools.wraps(function)
         def run(context: typer.Context, config: Path | None = None, **values: Any) -> int | None:
-            try:
+            with _naming_origins(context):
                 _refuse_repeated(context)
-                values |= _invocation(context) | {"config": config}
-                try:
-                    return function(**_arguments(hints, values))
-                except ProgramsNotAllowedError as error:
-                    if not is_confirmed(f"{error.message}; run them in the sandbox?"):
-                        raise
-                return function(**_arguments(hints, {**values, "run_code": "sandboxed"}))
-            except UsageError as error:
-                origin = origin_of(context, error.option) if error.option else None
-                raise (UsageError(f"{origin}: {error.message}", error.hint) if origin else error) from error.__cause__
+                return _call(function, hints, {**values, **_invocation(context), "config": config})
 
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters = [inspect.Parameter("context", kind, annotation=typer.Context)]
-        parameters += [_parameter(one, described.get(one.name), hidden) for one in inputs]
-        if any(one.name in described for one in inputs):
-            parameters.append(inspect.Parameter("config", kind, default=None, annotation=CONFIG))
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
+        parameters += [_parameter(one, described.get(one.name), is_hidden=one.name in hidden) for one in inputs]
+        if not described.keys().isdisjoint(names):
+            parameters.append(inspect.Parameter("config", keyword, default=None, annotation=CONFIG))
         setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - read by Typer
-        run.__doc__ = _help(
-            function.__doc__ or "", [_flag(name) for name in hidden if any(one.name == name for one in inputs)]
-        )
+        run.__doc__ = _help(function.__doc__ or "", list(map(_flag, hidden)))
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
     return decorate
+
+
+@contextlib.contextmanager
+def _naming_origins(context: typer.Context) -> Iterator[None]:
+    """Convert each UsageError about an option to one whose message names the flag, variable or file that set the option."""
+    try:
+        yield
+    except UsageError as error:
+        origin = origin_of(context, error.option) if error.option else None
+        if origin is None:
+            raise
+        raise UsageError(f"{origin}: {error.message}", error.hint) from error.__cause__
+
+
+def _call(function: Command, hints: Fields, values: Fields) -> int | None:
+    """Call the function. If it may not run programs, ask the terminal's user whether it may, and call it again."""
+    try:
+        return function(**_arguments(hints, values))
+    except ProgramsNotAllowedError as error:
+        if not is_confirmed(f"{error.message}; run them in the sandbox?"):
+            raise
+    return function(**_arguments(hints, {**values, "run_code": "sandboxed"}))
 
 
 def _inputs(function: Command, hints: Fields) -> Iterator[inspect.Parameter]:
@@ -98,7 +111,7 @@ def _inputs(function: Command, hints: Fields) -> Iterator[inspect.Parameter]:
             yield parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hint)
 
 
-def _parameter(parameter: inspect.Parameter, option: Option | None, hidden: Collection[str]) -> inspect.Parameter:
+def _parameter(parameter: inspect.Parameter, option: Option | None, *, is_hidden: bool) -> inspect.Parameter:
     """Return the parameter as Typer reads it. An optional bool has two flags, --name and --no-name."""
     if option is None:
         return parameter
@@ -114,7 +127,7 @@ def _parameter(parameter: inspect.Parameter, option: Option | None, hidden: Coll
         show_envvar=False,
         help=option.help,
         metavar=option.metavar,
-        hidden=parameter.name in hidden,
+        hidden=is_hidden,
         min=getattr(bounds, "ge", None),
         max=getattr(bounds, "le", None),
     )
@@ -145,9 +158,8 @@ def _refuse_repeated(context: typer.Context) -> None:
 
 def _arguments(hints: Fields, values: Fields) -> Json:
     """Return the arguments of the function, with an option group for each dataclass."""
-    return {
-        name: values[name] if name in values else _group(hint, values) for name, hint in hints.items() if name != "return"
-    }
+    names = [name for name in hints if name != "return"]
+    return {name: values[name] if name in values else _group(hints[name], values) for name in names}
 
 
 def _group(kind: Any, values: Fields) -> Any:
@@ -158,14 +170,14 @@ def _help(text: str, hidden: Sequence[str]) -> str:
     """Join the lines of each docstring paragraph except examples, because Rich keeps line breaks. Name the hidden options."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     paragraphs = [part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs]
-    more = f"More options (see 'arbitrage guide options'): {', '.join(hidden)}"
-    return "\n\n".join(
-        [*paragraphs, f"\b\n{textwrap.fill(more, HELP_COLUMNS, break_on_hyphens=False)}"] if hidden else paragraphs
-    )
+    if hidden:
+        more = f"More options (see 'arbitrage guide options'): {', '.join(hidden)}"
+        paragraphs.append(f"\b\n{textwrap.fill(more, HELP_COLUMNS, break_on_hyphens=False)}")
+    return "\n\n".join(paragraphs)
 
 
 def _invocation(context: typer.Context) -> Json:
     """Return the names of the parameters that were set on the command line, and the command line."""
     sources = {str(one.name): context.get_parameter_source(str(one.name)) for one in context.command.params}
-    explicit = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
-    return {"explicit": explicit, "command": ["arbitrage", *context.obj]}
+    explicit = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return {"explicit": frozenset(explicit), "command": ["arbitrage", *context.obj]}
