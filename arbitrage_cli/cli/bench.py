@@ -16,6 +16,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
+    from arbitrage_cli.app.ask_run import AskedRun
     from arbitrage_cli.app.bench import BenchRun
 
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 def bench(
     *,
     problems: ProblemOptions,
-    bench: BenchOptions,
+    run: BenchOptions,
     json_line: bool = False,
     options: Options,
     output: OutputOptions,
@@ -59,29 +60,34 @@ def bench(
     """
     from arbitrage_cli.app.ask_run import ask_for_run
     from arbitrage_cli.app.bench import run_bench
-    from arbitrage_cli.app.plan import plan_without_models
-    from arbitrage_cli.app.preview import preview
     from arbitrage_cli.app.request import ask_to_compare
     from arbitrage_cli.app.start import session_of
-    from arbitrage_cli.display.facts import plan_facts
     from arbitrage_cli.runs.records import BENCH
 
-    if bench.dry_run and "json_line" in options.explicit:
+    if run.dry_run and "json_line" in options.explicit:
         raise UsageError("cannot be used with --dry-run", "omit this option", option="json_line")
     with command_display(output) as display:
-        asked = ask_for_run(ask_to_compare, options, problems, bench, BENCH, display, runs_programs=not bench.dry_run)
-        if bench.dry_run:
-            planned = preview(plan_without_models(asked.request), asked.selected, asked.path, asked.samples)
-            for name, value in plan_facts(planned, asked.selected.title, asked.path):
-                typer.echo(f"{name:<10}{one_line(value)}")
+        asked = ask_for_run(ask_to_compare, options, problems, run, BENCH, display, runs_programs=not run.dry_run)
+        if run.dry_run:
+            _show_preview(asked)
             return 0
         with only_figures_on_stdout():
-            run = run_bench(session_of(asked.request), asked.selected, asked.path, bench, asked.samples, display)
+            done = run_bench(session_of(asked.request), asked.selected, asked.path, run, asked.samples, display)
         display.close()
         if not isinstance(sys.stdout, ClosedOutput):
-            show_figures(run.run, run.results, FigureOptions(json_line=json_line))
-        say(_conclusion(run), output)
-    return SOME_FAILED if run.num_errors else 0
+            show_figures(done.run, done.results, FigureOptions(json_line=json_line))
+        say(_conclusion(done), output)
+    return SOME_FAILED if done.num_errors else 0
+
+
+def _show_preview(asked: "AskedRun") -> None:
+    from arbitrage_cli.app.plan import plan_without_models
+    from arbitrage_cli.app.preview import preview
+    from arbitrage_cli.display.run_facts import plan_facts
+
+    planned = preview(plan_without_models(asked.request), asked.selected, asked.path, asked.samples)
+    for name, value in plan_facts(planned, asked.selected.title, asked.path):
+        typer.echo(f"{name:<10}{one_line(value)}")
 
 
 def _conclusion(run: "BenchRun") -> str:

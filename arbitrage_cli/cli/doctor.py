@@ -13,7 +13,7 @@ import typer
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.settings import settings_file
-from arbitrage_cli.display.facts import stored_facts
+from arbitrage_cli.display.model_facts import stored_facts
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.inference.llama import binding_version, prebuilt_library

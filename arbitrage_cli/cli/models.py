@@ -11,7 +11,7 @@ from arbitrage_cli.app import model_info
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, write_json
-from arbitrage_cli.display import facts
+from arbitrage_cli.display import model_facts
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
@@ -45,13 +45,13 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
             write_json({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **by_role})
         else:
             title = one_line(f"{pair.name}: {pair.notes}" if pair.notes else pair.name)
-            typer.echo("\n".join([*wrapped(title, width_of(sys.stdout)), *map(facts.pair_line, models)]))
+            typer.echo("\n".join([*wrapped(title, width_of(sys.stdout)), *map(model_facts.pair_line, models)]))
     found = list(model_info.found_models())
     if json_line:
         for model in found:
             write_json(model)
     elif found:
-        typer.echo("\n".join(["", *facts.found_lines(found)]))
+        typer.echo("\n".join(["", *model_facts.found_lines(found)]))
 
 
 @command(
@@ -72,7 +72,7 @@ def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: Ou
     names = model_info.names_to_fetch(name)
     if dry_run:
         files = dict.fromkeys(file for model in names for file in hub.preview(model, offline=offline))
-        typer.echo("\n".join(facts.download_lines([asdict(file) for file in files])))
+        typer.echo("\n".join(model_facts.download_lines([asdict(file) for file in files])))
         return
     with command_display(output) as display:
         paths = [path for model in names for path in hub.fetch(model, offline=offline, on_progress=display.fetching)]
@@ -127,7 +127,7 @@ def forget(
       arbitrage models forget small.gguf large.gguf
     """
     removed = model_info.forget(names)
-    for name, value in facts.stored_facts(removed):
+    for name, value in model_facts.stored_facts(removed):
         typer.echo(one_line(f"removed: {name} of {value}"))
     if not (removed.tuned or removed.advice):
         typer.echo("nothing is stored about these models", err=True)
@@ -150,16 +150,16 @@ def _show_models(names: list[str], *, as_json: bool) -> None:
     models = record["models"]
     if not as_json:
         for model in models:
-            typer.echo(facts.block(model["model"], facts.file_facts(model)))
+            typer.echo(model_facts.block(model["model"], model_facts.file_facts(model)))
         title = "together" if len(models) > 1 else "this machine"
         bounds = model_info.pair_bounds(names[0]) if len(names) == 1 else []
-        typer.echo(facts.block(title, [facts.together(record), *map(facts.bound_fact, bounds)]))
+        typer.echo(model_facts.block(title, [model_facts.together(record), *map(model_facts.bound_fact, bounds)]))
     with command_display(OutputOptions(quiet=as_json)) as display:
         identities = [identify(Path(file), display.fetching) for model in models for file in model["files"]]
     if as_json:
         files = [{**asdict(identity), "path": str(identity.path)} for identity in identities]
         write_json({**record, "files": files})
     else:
-        typer.echo(facts.block("sha256", map(facts.identity_fact, identities)))
+        typer.echo(model_facts.block("sha256", map(model_facts.identity_fact, identities)))
     for identity in identities:
         identity.check()

@@ -114,13 +114,13 @@ def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) 
 
 def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions, *, explains: bool = False) -> None:
     from arbitrage_cli.display import table
-    from arbitrage_cli.display.facts import model_facts
+    from arbitrage_cli.display.run_facts import facts_of_models
 
     figures = figures_of(run, results, options)
     if options.json_line:
         write_json(figures.to_json())
     else:
-        facts = [*model_facts(run), ("machine", run.decided.machine["cpu"])]
+        facts = [*facts_of_models(run), ("machine", run.decided.machine["cpu"])]
         table.write_table(figures, facts, sys.stdout, explains=explains)
 
 

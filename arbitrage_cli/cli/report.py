@@ -140,7 +140,7 @@ def _write_page(path: Path, contents: "Contents", options: FigureOptions, *, hid
 
 def _list(folder: Path | None, explicit: frozenset[str], *, as_json: bool) -> None:
     """List the runs in a folder. Raises UsageError if `folder` has no runs, or if an option needs a single run."""
-    from arbitrage_cli.display.facts import run_lines
+    from arbitrage_cli.display.run_facts import run_lines
     from arbitrage_cli.runs.folder import list_runs
 
     records = list_runs(folder or RUNS)
@@ -161,7 +161,7 @@ def _list(folder: Path | None, explicit: frozenset[str], *, as_json: bool) -> No
 def _regrade(run: Path, run_code: RunCode | None, output: OutputOptions) -> None:
     from arbitrage_cli.app.bench import regrade
     from arbitrage_cli.app.permission import permitted
-    from arbitrage_cli.display.facts import grade_change
+    from arbitrage_cli.display.run_facts import grade_change
     from arbitrage_cli.problems.tasks import find_task
     from arbitrage_cli.runs.folder import RunFolder
 

@@ -26,7 +26,7 @@ from arbitrage_cli.types import frozen
 def collect(
     *,
     problems: ProblemOptions,
-    collect: CollectOptions,
+    run: CollectOptions,
     options: Options,
     output: OutputOptions,
 ) -> int:
@@ -50,8 +50,8 @@ def collect(
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        asked = ask_for_run(ask_to_collect, options, problems, collect, COLLECT, display)
-        folder = stack.enter_context(RunFolder(asked.path, kind=COLLECT, fresh=collect.fresh))
+        asked = ask_for_run(ask_to_collect, options, problems, run, COLLECT, display)
+        folder = stack.enter_context(RunFolder(asked.path, kind=COLLECT, fresh=run.fresh))
         session = stack.enter_context(open_session(asked.request, display, most=len(asked.selected.items)))
         collection = Collection(session, asked.selected, folder)
         with offering_to_resume(session, folder):

@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 from pydantic_core import to_json
 
-from arbitrage_cli.display import facts
+from arbitrage_cli.display import run_facts
 from arbitrage_cli.display.columns import Column, columns_of, known, outcomes, size_of
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.display.verdict import sentence
@@ -86,8 +86,8 @@ def _view(run: Run, figures: RunFigures) -> Json:
         "title": figures.dataset,
         "count": size_of(figures),
         "headline": sentence(figures),
-        "facts": [*facts.main_facts(run)],
-        "other_facts": [*facts.other_facts(run)],
+        "facts": [*run_facts.main_facts(run)],
+        "other_facts": [*run_facts.other_facts(run)],
         "notes": figures.notes,
         "names": list(dict.fromkeys(policy.route.policy.name for policy in figures.policies)),
         "tables": tables,

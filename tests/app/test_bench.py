@@ -20,7 +20,7 @@ from arbitrage_cli.app.plan import plan_without_models
 from arbitrage_cli.app.preview import Preview, preview
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.costs.store import tuned_file
-from arbitrage_cli.display.facts import grade_change
+from arbitrage_cli.display.run_facts import grade_change
 from arbitrage_cli.errors import DamagedRunError, ModelFileError
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.model_files.checksums import sha256_of

@@ -18,7 +18,7 @@ from arbitrage_cli.app.model_info import describe_model, describe_models, descri
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.costs.store import tuned_file
-from arbitrage_cli.display.facts import bound_fact
+from arbitrage_cli.display.model_facts import bound_fact
 from arbitrage_cli.model_files.checksums import identify, known_sha256
 from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs

@@ -1,11 +1,9 @@
-"""Facts about runs, models and routers, for tables, the HTML report and `models info`."""
+"""Facts about models, their files and what is stored about them, for `models` and `doctor`."""
 
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arbitrage_cli.display.run_facts import Fact
 from arbitrage_cli.display.text import aligned, one_line, role_name
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.numbers import formatting
@@ -13,94 +11,8 @@ from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.types import WRITING, Json
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.preview import Preview
     from arbitrage_cli.costs.store import TunedFile
     from arbitrage_cli.evaluation.bounds import Bound
-    from arbitrage_cli.runs.rows import AttemptRow
-    from arbitrage_cli.runs.run import Run
-
-
-Fact = tuple[str, str]  # a name and a text
-LONG_SETTINGS = ("system", "step_separator", "router_sha256")  # they are not listed
-
-
-def main_facts(run: "Run") -> Iterable[Fact]:
-    yield from model_facts(run)
-    yield "machine", _listed(run.decided.machine)
-    settings = run.decided.settings.of_call()
-    yield "settings", _listed({name: value for name, value in settings.items() if name not in LONG_SETTINGS})
-
-
-def model_facts(run: "Run") -> Iterable[Fact]:
-    for role, model in run.decided.models.items():
-        loaded = run.loaded.get(role)
-        named = dict.fromkeys([model.name, *([loaded.description] if loaded and loaded.description else [])])
-        threads = [formatting.count(model.threads, "thread")] if model.threads else []
-        yield role_name(role), ", ".join([*named, *_digest(model.sha256), *threads])
-    if router := run.decided.router:
-        yield "router", ", ".join([router.name, *_digest(router.sha256)])
-
-
-def other_facts(run: "Run") -> Iterable[Fact]:
-    if run.dataset:
-        yield "data set", ", ".join([run.dataset.name, *_digest(run.dataset.sha256)])
-    yield from (("grader", run.grader or ""), ("tool", run.tool), ("created", run.created))
-    yield "command", " ".join(run.asked.command)
-    if run.flags:
-        yield "llama.cpp", run.flags
-
-
-def run_lines(record: Json) -> tuple[str, str]:
-    """Return the title and the description of a run from `list_runs`."""
-    days = timedelta(seconds=record["age_seconds"]).days
-    age = formatting.count(days, "day") if days else formatting.duration(record["age_seconds"])
-    done = f"{record['done']}/{record['planned']} done, " if "done" in record else ""
-    about = record.get("error") or f"{record['dataset']}: {record['policies']}; {record['models']}"
-    return one_line(shlex.quote(record["folder"])), one_line(f"{done}{age} ago; {about}")
-
-
-def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
-    """Yield facts about a planned benchmark."""
-    plan, num_todo = planned.plan, planned.num_todo
-    yield "data set", title
-    yield "policies", ", ".join(route.label for route in plan.routes)
-    for role, source in plan.sources.items():
-        yield role_name(role), f"{source} (to download)" if role in plan.missing_roles else source
-    done = f": {formatting.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
-    yield "folder", f"{path}{done}"
-    yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
-    unknown = f"unknown for {', '.join(planned.unknown)}; run with --limit 5 first, then repeat --dry-run"
-    yield "time", unknown if planned.unknown else f"about {formatting.duration(planned.seconds)}"
-    for note in plan.notes:
-        yield "note", note
-
-
-def grade_change(before: "AttemptRow", now: "AttemptRow") -> str:
-    values = [row.grade.value for row in (before, now) if row.grade]
-    return f"{before.id}, {before.route.label}: was {values[0]}, now {values[1]}: {now.grade and now.grade.explanation}"
-
-
-def stored_facts(cache: "TunedFile") -> Iterator[Fact]:
-    """Yield a fact for each model with token costs, and for each pair with advice."""
-    for one in cache.tuned:
-        where = "" if one.machine.cpu == processor_name() else f", on {one.machine.cpu}"
-        about = ", approximate" if one.is_disturbed else ""
-        costs = f"{1000 * one.costs.decode:.3g} ms per token with {formatting.count(one.threads, 'thread')}"
-        yield "token costs", f"{one.name}, sha256 {one.sha256[:12]}: {costs}, {one.created[:10]}{about}{where}"
-    names = {one.sha256: one.name for one in cache.tuned}
-    for advice in cache.advice:
-        models = [names.get(model, model[:64]) for role, model in advice.pair.models.items() if role in WRITING]
-        yield "advice", f"{' and '.join(models)}, task {advice.pair.task}: {advice.route}, {advice.created[:10]}"
-
-
-def _listed(values: Json) -> str:
-    known = {key: value for key, value in values.items() if isinstance(value, str | int | float)}
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in known.items())
-
-
-def _digest(sha256: str | None) -> list[str]:
-    return [f"sha256 {sha256[:12]}"] if sha256 else []
-
 
 ORIGINS = {
     "shipped": "the file that ships with arbitrage",
@@ -196,3 +108,16 @@ def _thinking(model: Json) -> str:
         return "no"
     when = {True: "by default", False: "with --think on", None: "with --think on; the default is unknown"}
     return f"format {model['think_format']}, {when[model['thinks_by_itself']]}"
+
+
+def stored_facts(cache: "TunedFile") -> Iterator[Fact]:
+    """Yield a fact for each model with token costs, and for each pair with advice."""
+    for one in cache.tuned:
+        where = "" if one.machine.cpu == processor_name() else f", on {one.machine.cpu}"
+        about = ", approximate" if one.is_disturbed else ""
+        costs = f"{1000 * one.costs.decode:.3g} ms per token with {formatting.count(one.threads, 'thread')}"
+        yield "token costs", f"{one.name}, sha256 {one.sha256[:12]}: {costs}, {one.created[:10]}{about}{where}"
+    names = {one.sha256: one.name for one in cache.tuned}
+    for advice in cache.advice:
+        models = [names.get(model, model[:64]) for role, model in advice.pair.models.items() if role in WRITING]
+        yield "advice", f"{' and '.join(models)}, task {advice.pair.task}: {advice.route}, {advice.created[:10]}"
