@@ -196,8 +196,8 @@ class Continuation(NamedTuple):
     def follows(self, trace: Trace) -> bool:
         """Return whether the target would write the same steps after this trace, which has the same prefix.
 
-        Equal texts may differ in their numbers of tokens and steps. A step is the same if its token limit is the same, or if
-        it ended by itself below its limit.
+        Equal texts may differ in their numbers of tokens and steps. A step would be the same if its token limit is the same,
+        or if the step ended before it reached a limit.
         """
         whole = Trace(trace.problem, trace.limits, list(trace.decisions))
         for step, budget in zip(self.steps, self.budgets, strict=True):

@@ -165,8 +165,8 @@ def available_router(
 ) -> AvailableRouter:
     """Return a router with the costs of the request's pair: the price, or the costs of tokens.
 
-    The costs of a token depend on how many problems share a batch. `bench` measures policies as one person would use them,
-    and one user of a server does not reach its limit.
+    Token costs depend on how many problems share a batch. For `bench`, which measures policies for a single user, and for
+    `serve`, whose limit is rarely reached, they are the costs of one problem at a time.
     """
     at_once = 1 if request.compares or request.use == "serve" else request.concurrency
     prices = parse_prices(price) if price else None

@@ -14,7 +14,7 @@ from arbitrage_cli.types import WRITING, ModelRole
 
 
 def needed_roles(policies: Iterable[Policy], reward: str | None) -> set[ModelRole]:
-    """Return the roles of the models that the policies use if they have them."""
+    """Return the roles of the models that the policies use. A checker is optional."""
     return {role for policy in policies for role in (*policy.models, *(("prm",) if needs_prm(policy, reward) else ()))}
 
 

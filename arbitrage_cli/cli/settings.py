@@ -78,7 +78,7 @@ def _unknown_variables(root: Any) -> Iterator[str]:
         if name not in known and not name.startswith(FOR_TESTS):
             similar = get_close_matches(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], n=1)
             guess = f"; did you mean {PREFIX}{similar[0]}?" if similar else ""
-            yield one_line(f"the environment variable {name} sets nothing{guess}")
+            yield one_line(f"the environment variable {name} has no effect{guess}")
 
 
 def _read(path: Path, root: Any, command: str) -> Json:

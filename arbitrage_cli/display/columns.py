@@ -76,7 +76,7 @@ def _of_how_many(policy: PolicyFigures) -> Cell:
 def columns_of(names: Iterable[str], policies: Sequence[PolicyFigures]) -> list[Column[PolicyFigures]]:
     """Return the columns of the figures with these names that at least one policy has.
 
-    If the policies solved different numbers of problems, each accuracy says of how many.
+    If the policies attempted different numbers of problems, each accuracy contains its number.
     """
     counts = {policy.accuracy.ratio.denominator for policy in policies if policy.accuracy.ratio}
     columns = [_column(name) for name in names]

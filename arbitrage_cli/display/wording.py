@@ -155,7 +155,7 @@ def discarded(check: Check) -> Iterator[tuple[str, str]]:
 
 
 def _further_solutions(check: Check) -> Iterator[str]:
-    """Yield the text of each further solution of the draft. Only the last one may have no end."""
+    """Yield the text of each further solution of the draft. Only the last solution may be incomplete."""
     ended = accumulate((step.stop == "end" for step in check.further), initial=0)
     for _, steps in groupby(zip(check.further, ended, strict=False), lambda pair: pair[1]):
         yield "".join(step.text for step, _ in steps)

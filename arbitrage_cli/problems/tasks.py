@@ -164,7 +164,7 @@ CODE = Task(
     code.grader_version,
     step_end=StepEnd("\n", 40),
     protections=("bubblewrap", "resource limits"),
-    policy="speculative",  # routing by log-probability scored no better than the draft: tests/benchmarks
+    policy="speculative",  # routing by log-probability scored hardly better than the draft: tests/benchmarks
     forms=code.CODE_FORMS,
 )
 CHOICE = Task(

@@ -193,7 +193,7 @@ TARGET_ALONE, DRAFT_ALONE = POLICIES["target"], POLICIES["draft"]
 
 
 def refuse_sampling(policies: Iterable[Policy], temperature: float, samples: int = 1) -> None:
-    """Raise UsageError if a policy draws no token at random, but the temperature or the number of samples asks for it."""
+    """Raise UsageError if a policy works only greedily, but the temperature or the number of samples requires sampling."""
     for policy in policies:
         if policy.is_greedy_only and temperature > 0:
             raise UsageError(

@@ -1,6 +1,6 @@
 """The record of a run, run.json: what was asked, what was decided from it on this machine, and what the run contains.
 
-One type writes, checks and reads it. A resumed run reads the stored decisions and does not repeat them.
+One type writes, checks and reads it. A resumed run reads the stored decisions and never makes them again.
 """
 
 from collections.abc import Mapping
