@@ -1,6 +1,6 @@
 """The Python API: `open_pair` loads a draft and a target, and returns a `Pair` that solves problems.
 
-Options in settings files and environment variables are ignored; only the user's named pairs are read. Nothing is printed:
+Of the user's settings, only the named pairs and the variables with API keys of servers are read. Nothing is printed:
 warnings about models go to the logger `arbitrage`.
 """
 

@@ -248,7 +248,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             raise ComputeError(f"{name}: llama.cpp rejected a batch as invalid (llama_decode: -1)", "please report this")
         raise ComputeError(
             f"{name}: llama.cpp failed to compute a batch (llama_decode: {code})",
-            "if memory ran out, use a smaller --ctx, or lower the setting gpu-layers; --debug shows llama.cpp's messages",
+            "if memory ran out, use a smaller --ctx, or lower --gpu-layers; --debug shows llama.cpp's messages",
         )
 
     @contextmanager
@@ -409,7 +409,7 @@ def gpu_layers(options: LoadOptions, num_layers: int) -> int:
     """Return the number of layers to offload. By default, all layers are offloaded (-1) if there is a GPU."""
     if not gpus():
         if options.gpu_layers:
-            log.warning("llama.cpp has no GPU support or found no GPU, so the setting gpu-layers is ignored")
+            log.warning("llama.cpp has no GPU support or found no GPU, so --gpu-layers is ignored")
         return 0
     wanted = options.gpu_layers
     return -1 if wanted is None or wanted > num_layers else wanted  # the output is one more layer

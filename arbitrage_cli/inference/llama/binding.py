@@ -169,7 +169,7 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
     if "unable to allocate" in reason:
         raise ModelMemoryError(
             f"{path}: llama.cpp cannot allocate memory for the weights ({reason[:200]})",
-            "lower the setting gpu-layers, close other programs that use the GPU, or use a smaller model",
+            "lower --gpu-layers, close other programs that use the GPU, or use a smaller model",
         )
     raise ModelFileError(
         f"{path}: llama.cpp cannot load the file ({reason[:200]})",
@@ -200,8 +200,7 @@ def new_context(
     reason = next(reversed(messages), "no reason reported")
     raise ModelMemoryError(
         f"{path}: cannot allocate a context of {parameters.n_ctx} tokens ({reason[:200]})",
-        "use a smaller --ctx, or lower the setting gpu-layers; KV types other than f16 may need the setting "
-        "flash-attention = true",
+        "use a smaller --ctx, or lower --gpu-layers; KV types other than f16 may need --flash-attention",
     )
 
 

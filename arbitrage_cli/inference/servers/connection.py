@@ -198,7 +198,7 @@ class Server:
                 yield response
         except TimeoutError:
             message = f"{self.name} did not complete a response within {seconds:g} s"
-            hint = "check that the server is not overloaded, or lower --concurrency or the setting max-step-tokens"
+            hint = "check that the server is not overloaded, or lower --concurrency or --max-step-tokens"
             raise ServerRequestError(message, hint, status=TIMEOUT) from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             reason = f"is unreachable ({str(error) or type(error).__name__})"
