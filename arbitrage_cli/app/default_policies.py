@@ -33,7 +33,7 @@ def routing_of_pair(pair: PairEntry | None) -> tuple[str | None, str | None]:
     try:
         policy, tau = parse_route(pair.policy)
         if tau and pair.tau not in (None, tau):
-            raise UsageError(f"policy {pair.policy} has a tau, and tau is {pair.tau}", "specify tau only once")
+            raise UsageError(f"policy {pair.policy} contains a tau, but tau is {pair.tau}", "specify tau only once")
     except UsageError as error:
         raise UsageError(f"pair {pair.name}: {error.message}", error.hint) from error
     return policy.name, tau or pair.tau

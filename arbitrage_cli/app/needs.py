@@ -51,7 +51,7 @@ def refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: T
     """Raise UsageError if the task has no answers that a policy could compare, or if an explicit option has no effect."""
     for policy in policies:
         if policy.compares_answers and not task.has_answers:
-            message = f"policy {policy.name} compares final answers, and solutions of task {task.name} have none"
+            message = f"policy {policy.name} compares final answers, but solutions of task {task.name} have none"
             raise UsageError(message, "use another --policy, or another --task", option="policy")
     uses = {
         "tau": any(policy.has_tau for policy in policies),
@@ -64,7 +64,7 @@ def refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: T
     names = list(dict.fromkeys(policy.name for policy in policies))
     subject = f"policy {names[0]} does" if len(names) == 1 else f"policies {', '.join(names)} do"
     for name in (name for name, is_used in uses.items() if not is_used):
-        refuse(explicit, name, f"{subject} not use it", "omit this option, or choose another --policy")
+        refuse(explicit, name, f"{subject} not use this option", "omit this option, or choose another --policy")
 
 
 def refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "omit this option") -> None:

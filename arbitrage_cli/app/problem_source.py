@@ -61,7 +61,7 @@ class Problems:
         """Open the source. Raises UsageError if the source is missing, ambiguous or unreadable."""
         options = source.options
         if source.arguments and options.input_file is not None:
-            raise UsageError("a problem argument and --input cannot be combined", "give one of them")
+            raise UsageError("a problem argument and --input cannot be combined", "use one of them")
         self._mapping = parse_mapping(options.mapping) if options.mapping else {}
         self._places = range_of(options.limit) if options.limit else slice(None)
         self._display = display

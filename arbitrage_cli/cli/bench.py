@@ -49,8 +49,8 @@ def bench(
     """Measure the accuracy and time of policies on a data set.
 
     Each result is saved immediately. To resume an interrupted run with its original settings, repeat the command. You can
-    add problems, samples, policies and taus to a run. With --concurrency, several problems are solved at once. The results
-    are the same, and the run gets its own folder.
+    add problems, samples, policies and taus to a run. With --concurrency, several problems are solved at once, and the run
+    gets its own folder. Texts can change only where two tokens are almost equally likely.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ from arbitrage_cli.types import ByRole, frozen
 MOST = 1024  # if a model is on a server
 MOST_HERE = 64  # more gain nothing, and each needs sequences of every model
 SMALLER = "use a smaller --ctx, a smaller --kv-type, or smaller models"
-FEWER_LAYERS = f"use fewer --gpu-layers, or {SMALLER}"
+FEWER_LAYERS = f"lower --gpu-layers, or {SMALLER}"
 
 log = logging.getLogger("arbitrage.memory")
 
