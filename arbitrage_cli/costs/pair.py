@@ -120,7 +120,7 @@ def bill(prices: Prices, finished: Finished, served: Collection[ModelRole]) -> B
     """
     trace = finished.trace
     check = trace.check
-    is_routed = any(decision.draft for decision in trace.decisions)
+    is_single = not any(decision.choice for decision in trace.decisions)
     steps = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
     steps += [*(check.discarded if check else []), *trace.rollouts, *finished.abandoned]
     costs = {role: [step.cost for step in steps if step.model == role] for role in prices}
@@ -128,11 +128,11 @@ def bill(prices: Prices, finished: Finished, served: Collection[ModelRole]) -> B
     others: ByRole[list[Cost]] = {"draft": [step.speculation_cost for step in steps], "prm": [finished.reward_cost]}
     # Unfinished steps on servers have no time.
     kept = [[cost for cost in own if cost.seconds] for role, own in costs.items() if role in served]
-    if not all(has_prompts(own, is_single=bool(check) or not is_routed) for own in kept):
+    if not all(has_prompts(own, is_single=is_single) for own in kept):
         return None
     whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=trace.num_tokens)
     spent = math.fsum(price.of(sum([*costs[role], *others.get(role, [])], Cost())) for role, price in prices.items())
-    is_estimated = (is_routed or check) and finished.prompt_tokens
+    is_estimated = finished.prompt_tokens and (check or any(decision.draft for decision in trace.decisions))
     return Bill(spent, prices["target"].of(whole) if is_estimated else None)
 
 

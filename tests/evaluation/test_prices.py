@@ -11,7 +11,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.records import tally_of
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.runs.rows import WrittenStep
-from arbitrage_cli.types import ROLES, Check, Cost, Decision, Finished, Limits, Problem, Step, Trace
+from arbitrage_cli.types import ROLES, WRITING, Check, Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
 
 def report(step: dict[str, Any], prompt_tokens: int) -> None:
@@ -133,9 +133,22 @@ def test_a_server_must_report_what_it_read_for_a_price(served: str) -> None:
     prices = parse_prices("draft=1/2,target=3/4")
     first = Step("draft", "t", 10, Cost(prefill_tokens=50, decode_tokens=10, decode_seconds=1.0), "separator")
     second = replace(first, cost=Cost(decode_tokens=10, decode_seconds=1.0))
-    trace = Trace(Problem("p", "?"), Limits(), [Decision(one, draft=one) for one in (first, second)])
+    trace = Trace(Problem("p", "?"), Limits(), [Decision(one, draft=one, score=0.1) for one in (first, second)])
     billed = bill(prices, Finished(trace, prompt_tokens=50), {role for role in ROLES if role == served})
     assert (billed is None) == (served == "draft")
+
+
+@pytest.mark.parametrize("role", WRITING)
+def test_one_response_with_many_steps_has_a_price(role: ModelRole) -> None:
+    """A server reports what it read once, with the last step of its response."""
+    costs = (Cost(decode_tokens=10, decode_seconds=1.0), Cost(prefill_tokens=50, decode_tokens=10, decode_seconds=1.0))
+    steps = [Step(role, "t", 10, cost, "separator") for cost in costs]
+    of_draft = role == "draft"
+    decisions = [Decision(step, draft=step) if of_draft else Decision(step, target=step) for step in steps]
+    finished = Finished(Trace(Problem("p", "?"), Limits(), decisions), prompt_tokens=50)
+    billed = bill(parse_prices("draft=1/2,target=1/2"), finished, {role})
+    assert billed
+    assert (billed.spent, billed.target_alone) == (90e-6, 90e-6 if of_draft else None)
 
 
 @pytest.mark.parametrize("role", ["prm", "check"])
