@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_RENDERED_CHARS = 100_000
 
 PROMPT_DATE = date(2024, 7, 26)  # for templates; fixed, because a prompt must not change from day to day
+UNUSED = {"tools": None, "documents": None}  # transformers sets these variables too, and some templates test `tools is none`
 
 
 class _RefusedError(Exception):
@@ -33,7 +34,8 @@ def _outcome(template: str, arguments: str) -> tuple[str, str]:
     try:
         parts = []
         size = 0
-        for part in _sandbox().from_string(template).generate(messages=messages, add_generation_prompt=True, **variables):
+        values = {**UNUSED, **variables, "messages": messages, "add_generation_prompt": True}
+        for part in _sandbox().from_string(template).generate(values):
             size += len(part)
             if size > MAX_RENDERED_CHARS:
                 raise OverflowError(f"more than {MAX_RENDERED_CHARS:,} characters")

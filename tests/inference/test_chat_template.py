@@ -97,6 +97,14 @@ def test_jinja_extensions_of_chat_templates() -> None:
     assert text(ChatPrompt(template, [], style=PromptStyle("")).segments(Problem("", "q"))) == 'q{"a": 0}'
 
 
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_templates_that_test_whether_there_are_tools_or_documents(name: str) -> None:
+    """Without any, transformers gives them the value None."""
+    template = "{{ messages[-1].content }}{% if NAME is none %} none{% else %}{{ NAME | tojson }}{% endif %}"
+    prompt = ChatPrompt(template.replace("NAME", name), [], style=PromptStyle(""))
+    assert text(prompt.segments(Problem("", "q"))) == "q none"
+
+
 def test_templates_that_mark_what_the_assistant_writes() -> None:
     block = "{% for m in messages %}{% if m.role == 'assistant' %}BEGIN{{ m.content }}END{% else %}{{ m.content }}{% endif %}|{% endfor %}"
     marked = block.replace("BEGIN", "{%- generation -%}").replace("END", "{%- endgeneration -%}")
