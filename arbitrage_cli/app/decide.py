@@ -47,7 +47,7 @@ UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks;
 
 @frozen
 class ModelFacts:
-    """What files, servers and measurements say about a model. `prompt` is None if the model does not think.
+    """The facts about a model, from files, servers and measurements. `prompt` is None if the model does not think.
 
     The context size of `setup` is not decided yet. `cannot_continue` is the error of a server that writes only whole
     solutions, for policies that route steps.

@@ -1,4 +1,4 @@
-"""Gathers what `app.decide` needs to know: files, token costs, what servers and chat templates say, and this machine.
+"""Gathers the facts for `app.decide`: files, token costs, facts from servers and chat templates, and this machine.
 
 Missing files are downloaded, and missing token costs are measured.
 """

@@ -42,7 +42,7 @@ MAX_TEMPLATE_BYTES = 1 << 20
 T = TypeVar("T")
 
 Sources = ByRole[str]
-"""Where models lie: a path, a name on the Hub or of another program, a built-in name, or an address."""
+"""The locations of models: paths, names on the Hub or of other programs, built-in names, or addresses."""
 
 
 @frozen

@@ -1,4 +1,4 @@
-"""What policies need and use: models, rewards, both models on this machine, options."""
+"""The needs of policies: models, rewards, both models on this machine, and the options that they use."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

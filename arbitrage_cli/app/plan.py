@@ -1,4 +1,4 @@
-"""What a command does now: what is decided, the routes that it runs, and where its models lie on this machine today.
+"""The plan of a command: what is decided, the routes that it runs, and the current locations of its models.
 
 A plan is made of a request, and nothing after it sees the request.
 """
@@ -28,7 +28,7 @@ FactsOf = Callable[[Request], RequestFacts]
 
 @frozen
 class Plan:
-    """What a command does now.
+    """The plan of a command.
 
     - `setup` was decided now or, if the command continues a run, when the run `began`. `notes` are new.
     - `routes` are those that this command runs. `usual` is the policy that was asked for, or the default one, with its tau

@@ -21,7 +21,7 @@ from arbitrage_cli.types import frozen
 
 @frozen
 class Preview:
-    """What a benchmark would do, and how many attempts are left.
+    """The plan of a benchmark, and its number of attempts that are left (`num_todo`).
 
     `seconds` is the expected time of the attempts that are left, without those of the `unknown` routes.
     """

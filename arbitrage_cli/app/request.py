@@ -51,8 +51,8 @@ from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import WRITING, ModelRole, frozen
 
 Use = Literal["run", "chat", "serve", "calls"]
-"""What the models are opened for: for the policies of a run; for chat, also draft and target; for serve, also the checker; for
-calls from Python, all models that were named."""
+"""The use of the models. It determines which ones are opened: those of the policies; for chat, also draft and target; for serve,
+also the checker; for calls from Python, all models that were named."""
 
 FOR_OTHER_POLICIES: Mapping[Use, frozenset[str]] = {
     "chat": frozenset({"router", "early_stop"}),
@@ -81,7 +81,7 @@ class Begun:
 
 @frozen
 class Request:
-    """What a command asks for: its options, the models that they name, and each policy with its tau as text.
+    """The request of a command: its options, the models that they name, and each policy with its tau as text.
 
     If the request continues a run (`began`), the options are those of the run, and `typed` names those that were typed now.
     `others` contains options beside the shared ones, which run.json keeps. If `compares` is false, one policy runs; if

@@ -169,7 +169,7 @@ def _checked(group: Any, name: str, value: Any) -> Any:
 
 @frozen
 class Places:
-    """Where a model of the run may lie now: where the user says, or at one of several places, in order of precedence."""
+    """The possible locations of a model of the run: the one that the user typed, or several others, by precedence."""
 
     typed: str | None
     others: Sequence[str] = ()
@@ -220,7 +220,9 @@ def _pair_of_run(options: Options, began: Run) -> PairEntry | None:
 
 
 def _places(role: ModelRole, options: Options, pair: PairEntry | None, began: Run) -> Places:
-    """Return where a model may lie: as typed; else as set, as in the pair, where it lay, or beside a file that was typed."""
+    """Return the possible locations of a model: as typed; else as set, as in the pair, as in the run, or beside a typed
+    file.
+    """
     own, of_pair, before = getattr(options, role), pair.sources.get(role) if pair else None, began.places.get(role)
     if role in options.explicit:
         return Places(own)

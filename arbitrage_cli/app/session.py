@@ -176,7 +176,7 @@ class Session:
 
     @cached_property
     def conditions(self) -> Json:
-        """What differs now from the run's beginning without changing its answers: the machine, threads and concurrency."""
+        """The differences from the run's beginning that change no answer: the machine, threads and concurrency."""
         decided, plan = self.decided, self.plan
         found: Json = {}
         if any(model.sha256 for model in decided.models.values()):

@@ -38,7 +38,7 @@ LONG_LOADING = 3.0  # seconds of loading that are worth a hint
 
 @frozen
 class Destination:
-    """Where results go, and what the display shows.
+    """The destination of results, and the settings of the display.
 
     Without a `path`, no file is written. If `answers_follow` is true, the answers are written to the terminal of the display.
     If `notes_unanswered` is true, a note says that a solution has no answer.

@@ -26,7 +26,7 @@ class SolveCommand:
 
     @classmethod
     def of(cls, request: Request, asked: Asked) -> Self:
-        """Return the words for a request, of which run.json says that it `asked` for these options."""
+        """Return the words for a request. `asked` contains its options as stored in run.json."""
         router = request.typed_router
         return cls(
             options=_shared_options(request),

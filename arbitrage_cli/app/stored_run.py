@@ -95,7 +95,7 @@ class StoredRun(ABC):
 def run_of(session: Session, folder: RunFolder, selected: Selection | None = None, **details: Any) -> Run:
     """Return the contents of run.json: those of the run to continue, with what is added now, or those of a new run.
 
-    Raises UsageError if the data set or the grader is another one, or if another process changed the run in the meantime.
+    Raises UsageError if the data set or the grader differs, or if another process changed the run in the meantime.
     """
     plan = session.plan
     _check_same_run(folder, plan.began)
@@ -122,7 +122,7 @@ def _check_same_run(folder: RunFolder, began: Run | None) -> None:
 
 
 def with_loaded(run: Run, session: Session) -> Run:
-    """Return the run with what the loaded models said."""
+    """Return the run with the facts that the loaded models reported."""
     models = session.models.descriptions
     has_files = any(session.decided.models[role].sha256 for role in models)
     flags = str(load_llama().system_info()) if has_files else run.flags

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_arbitrage_error(error: Exception) -> ArbitrageError:
-    """Return the error to show for one that no other part of the program expects."""
+    """Return the error to show for an unexpected exception."""
     if isinstance(error, MemoryError):
         hint = "close other programs, use a smaller --ctx or --concurrency, or raise the limit (ulimit -v)"
         return ModelMemoryError("out of memory", hint)

@@ -1,4 +1,4 @@
-"""What commands show and ask: displays, log messages, JSON and tables."""
+"""The output and the questions of commands: displays, log messages, JSON and tables."""
 
 import contextlib
 import json

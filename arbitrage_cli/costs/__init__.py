@@ -1,1 +1,1 @@
-"""What work costs: the measured costs of tokens, computed times, prices, and the memory of models."""
+"""The costs of work: the measured costs of tokens, computed times, prices, and the memory of models."""

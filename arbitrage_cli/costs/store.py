@@ -28,7 +28,7 @@ from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Note, frozen
 TUNED_SCHEMA = 1
 ABOUT_AGE = timedelta(hours=1)
 LOCK_SECONDS = 5.0
-"""How long to wait for another process that is writing the file. A suspended process would never finish."""
+"""The maximum wait for another process that is writing the file. A suspended process would never finish."""
 LEAST_SECONDS, MOST_SECONDS = 1e-7, 3600.0  # of a token, and of a batch
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The lines about one decision: the choice, the step, and why it was made."""
+"""The lines about one decision: the choice, the step, and the explanation of the score."""
 
 from collections.abc import Iterator
 from difflib import unified_diff

@@ -14,8 +14,8 @@ from arbitrage_cli.runs.records import tau_in_json
 from arbitrage_cli.types import Json, frozen
 
 Unit = Literal["share", "whole share", "points", "times", "number", "price"]
-"""How a figure is written: as a percentage, as a rounded percentage, in percentage points, as a number with its interval, as
-a number, or as the price of 1,000 attempts."""
+"""The format of a figure: a percentage, a rounded percentage, percentage points, a number with its interval, a number, or the
+price of 1,000 attempts."""
 
 
 @frozen
@@ -42,7 +42,7 @@ Figure = Estimate | Ratio | int | None
 
 @frozen
 class Shown:
-    """How a figure is shown: the heading of its column, its unit, the table of the page that contains it, and its definition."""
+    """The presentation of a figure: its column's heading, its unit, the page's table that contains it, and its definition."""
 
     heading: str
     unit: Unit

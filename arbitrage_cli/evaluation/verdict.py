@@ -41,7 +41,7 @@ from arbitrage_cli.routing.route import DEFAULT_TAU, Route
 from arbitrage_cli.types import Json, frozen
 
 Basis = Literal["price", "time"]
-"""By what a pair is judged."""
+"""The basis on which a pair is judged."""
 
 LIKELY = 0.6  # confidence below which the verdict is undecided
 UNSURE = 0.5  # maximum confidence in a policy whose interval includes the target's speed or price
@@ -215,7 +215,7 @@ def _chance_of_none(candidates: Sequence[Candidate]) -> float:
 
 @frozen
 class _Evidence:
-    """What was measured of a route that was compared with the target, with `samples` attempts at each problem."""
+    """The measurements of a route that was compared with the target, with `samples` attempts at each problem."""
 
     made: PolicyFigures
     samples: int

@@ -74,10 +74,10 @@ class Writer(Solver, Protocol):
         """
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        """Start the requested step. Return the number of unread tokens, or 0 if the server does not tell.
+        """Start the requested step. Return the number of unread tokens, or 0 if the server does not report it.
 
-        If a request has `until_end`, the writer may write further steps, and later calls only ask for the next one. Raises
-        ContextFullError if the context is full.
+        Raises ContextFullError if the context is full. If a request has `until_end`, the writer may write further steps, and
+        later calls only ask for the next one.
         """
 
     def tick(self) -> Sequence[SlotUpdate]:

@@ -1,7 +1,7 @@
 """The files of networks.
 
 A file is a safetensors file with the arrays of a network. Its metadata contains a card as JSON text, and a sha256 of the
-arrays and the card. Reading a file never executes code. What the card says is checked by its reader.
+arrays and the card. Reading a file never executes code. The content of the card is checked by the code that uses it.
 """
 
 import hashlib

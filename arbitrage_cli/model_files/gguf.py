@@ -287,7 +287,7 @@ _ATTENTION_INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # defaults
 
 @frozen
 class FileFacts:
-    """What the files of a model say about it. A field is None if the files do not contain the fact.
+    """The facts in the files of a model. A field is None if the files do not contain the fact.
 
     `file_type` is llama.cpp's number for the quantization. `context_size` is the number of tokens for which a context would
     be allocated. `kv_bytes` is the size of this context's KV cache in f16. `state_bytes` is the size of the recurrent

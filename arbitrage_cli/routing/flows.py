@@ -12,7 +12,7 @@ from arbitrage_cli.types import ModelRole, Trace, frozen
 
 @frozen
 class FlowSettings:
-    """What a flow depends on besides its trace.
+    """The settings of a flow, in addition to its trace.
 
     `helper` scores drafted steps, or compares answers. `thoughts_budget` is the share of the thoughts that the target writes
     if the router was not trained on thinking.

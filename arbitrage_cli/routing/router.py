@@ -34,7 +34,7 @@ ODDS = 1.5  # factor on the odds of tau for unfinished steps, which the router w
 LEAST_THOUGHTS = 100  # thinking steps in the training states of a router that routes thinking
 
 Match = Literal["files", "names"]
-"""How a pair is recognized as one that a router was trained on: by the checksums of its files, or by what the files say."""
+"""The evidence that a router was trained on a pair: the checksums of its files, or the names and sizes in the files."""
 
 
 @frozen

@@ -29,7 +29,7 @@ MACHINE: Mapping[str, str] = MappingProxyType({"cpu": "processor", "gpu": "GPU",
 
 
 class Asked(Record):
-    """What the user asked for: the command, the options that were typed or set, and the names of those that were typed."""
+    """The request of the user: the command, the options that were typed or set, and the names of those that were typed."""
 
     command: list[str]
     options: Json
@@ -37,7 +37,7 @@ class Asked(Record):
 
 
 class ServedSetup(Record):
-    """What a model on a server is: what the server reports, which must not change, and how the model is prompted.
+    """The identity of a model on a server: the server's facts, which must not change, and how the model is prompted.
 
     `facts` is None if the server was not asked. `template_sha256` belongs to the template that replaces the server's.
     """
@@ -184,7 +184,7 @@ class DataSet(Record):
 
 
 class LoadedModel(Record):
-    """What a model said when it was loaded."""
+    """The facts that a model reported when it was loaded."""
 
     name: str
     description: str

@@ -174,7 +174,7 @@ class ServedModel:
 
     @property
     def facts(self) -> Fields:
-        """What must not change while a run is resumed, by field of run.json."""
+        """The facts that must not change until a run is resumed, by field of run.json."""
         return {
             "model": self.name,
             "context_size": self.card.context_size,
