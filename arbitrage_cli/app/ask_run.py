@@ -63,7 +63,7 @@ def ask_for_run(
 
 
 def _folder_of(kind: Kind, problems: ProblemOptions, options: Options) -> Path:
-    """Return the default folder of a run. Concurrent problems have another one, because their times differ."""
+    """Return a run's default folder. Runs with concurrent problems have their own folder, because their times differ."""
     if kind == BENCH:
         return default_folder(problems.dataset, names_of(options), concurrency=options.concurrency or 1)
     return default_folder(problems.dataset, names_of(options), prefix="collect-")

@@ -220,9 +220,7 @@ def _pair_of_run(options: Options, began: Run) -> PairEntry | None:
 
 
 def _places(role: ModelRole, options: Options, pair: PairEntry | None, began: Run) -> Places:
-    """Return the possible locations of a model: as typed; else as set, as in the pair, as in the run, or beside a typed
-    file.
-    """
+    """Return the possible locations of a model: as typed; else as set, as in the pair or the run, or beside a typed file."""
     own, of_pair, before = getattr(options, role), pair.sources.get(role) if pair else None, began.places.get(role)
     if role in options.explicit:
         return Places(own)
