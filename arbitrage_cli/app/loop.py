@@ -147,9 +147,9 @@ class Loop:
     _refusals: Refusals = field(default_factory=Refusals)
 
     def run(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
-        """Make attempts, and yield each when it is kept.
+        """Make attempts, and yield each attempt when its row is kept.
 
-        Consecutive ones with the same block, sample and route run together.
+        Consecutive attempts with the same block, sample and route run together.
         """
         if self.counts:
             self.display.begin(self.counts.now())

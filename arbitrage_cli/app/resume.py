@@ -252,7 +252,7 @@ def _beside(place: str, options: Options) -> Iterator[str]:
 
 
 def _find(role: ModelRole, places: Places, began: Run, folder: Path, fetch: Fetch) -> str | None:
-    """Return the place of a model, or None if a model that the run does not have yet is not named at all."""
+    """Return the location of a model, or None if the run does not have the model yet, and no option names it."""
     model = began.decided.models.get(role)
     if places.typed:
         fetch(places.typed)

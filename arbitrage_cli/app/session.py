@@ -1,4 +1,4 @@
-"""The open models of a command, with what is decided about them. Describes the solutions that they write."""
+"""The session of a command: its plan and its open models. Describes the solutions that they write."""
 
 import contextlib
 import logging

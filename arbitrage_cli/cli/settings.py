@@ -67,7 +67,7 @@ def origin_of(context: typer.Context, name: str) -> str | None:
 
 
 def _unknown_variables(root: Any) -> Iterator[str]:
-    """Yield a line for each unknown variable whose name begins like that of a setting, with the most similar known name."""
+    """Yield a line for each unknown variable that begins with PREFIX, with the most similar known name."""
     known = {str(parameter.envvar) for parameter in _parameters(root) if parameter.envvar} | {*KEY_VARIABLES}
     names = [name for name in sorted(os.environ) if name.startswith(PREFIX) and name not in known]
     if names:

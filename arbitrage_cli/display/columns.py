@@ -65,7 +65,7 @@ def _column(name: str) -> Column[PolicyFigures]:
 
 
 def _of_how_many(policy: PolicyFigures) -> Cell:
-    """Return the accuracy of a policy, and of how many problems it is."""
+    """Return the accuracy of a policy, with its number of attempts."""
     value, interval = _column("accuracy").cell(policy)
     ratio = policy.accuracy.ratio
     if ratio and ratio.denominator:

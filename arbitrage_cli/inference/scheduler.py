@@ -153,7 +153,7 @@ class Refusals:
             self._latest[model] = [*(one for one in latest if one.status == error.status), error]
 
     def check(self) -> None:
-        """Raise ServerError if a server cannot be used, unless the number of refusals is unlimited."""
+        """Raise the error of a server that failed or refused too many problems, unless refusals are unlimited."""
         if self._failure and self._max_refused < inf:
             raise self._failure
         for refused in self._latest.values():

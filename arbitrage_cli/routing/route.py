@@ -269,7 +269,7 @@ def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
 
 
 def _warning_about_solutions(policy: Policy, costs: PairCosts, available: AvailableRouter) -> str | None:
-    """Return a warning if the solutions whose answers are compared cost as much as the target's. All have the same length."""
+    """Return a warning if the compared solutions cost as much as the target's, assuming that all have the same length."""
     if not available.has_checker:
         compared, seconds = f"{DRAFT_SOLUTIONS} draft solutions", DRAFT_SOLUTIONS * costs.draft.decode
         remedy = "better: policy target, or a small second model (--check)"

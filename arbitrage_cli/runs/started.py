@@ -72,7 +72,7 @@ class StartedMarks:
 
 
 def _line(problem: str, count: int | None, runs: bool = False) -> bytes:
-    """Return a mark: a problem, the number of its earlier crashes (None to reset it), and whether it is in progress."""
+    """Return a mark: a problem, its number of earlier crashes (None resets the number), and whether it is in progress."""
     return json.dumps([problem, count, runs]).encode() + b"\n"
 
 

@@ -260,7 +260,7 @@ class Server:
         return answer
 
     def redacted(self, text: str) -> str:
-        """Replace the API key, which some servers repeat, even wrapped."""
+        """Replace the API key, which some servers repeat, even with line breaks in it."""
         return re.sub(r"(?:\s|\\[nrt])*\\?".join(map(re.escape, self.key)), "***", text) if self.key else text
 
     def shown(self, text: object) -> str:
