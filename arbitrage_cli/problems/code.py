@@ -258,7 +258,7 @@ def find_sandbox() -> list[str]:
     if done.returncode:
         reason = shown(done.stderr.decode(errors="replace"), _MAX_REASON)
         raise _no_sandbox(
-            f"bubblewrap does not work on this machine ({reason})", "use version 0.8, which supports user namespaces; "
+            f"bubblewrap does not work on this machine ({reason})", "use version 0.8 or later, and enable user namespaces; "
         )
     return command
 
