@@ -144,13 +144,17 @@ class Decoder:
         return texts
 
     def write_on(
-        self, opened: OpenProblem, max_tokens: int, num_rows: int, should_continue: Callable[[Floats, int], bool]
+        self,
+        cached: CachedProblem,
+        max_tokens: int,
+        num_rows: int,
+        sampler: Sampler,
+        should_continue: Callable[[Floats, int], bool],
     ) -> Cost:
         """Prefill pending tokens, then decode outside a step while `should_continue(logits, token)` returns true.
 
         `num_rows` says how the unread tokens are read, as in `UnitCosts.read`.
         """
-        cached = opened.cached
         unread = cached.unread
         tokens, before = (unread, []) if num_rows == len(unread) else (unread[-1:], unread[:-1])
         num_read = len(unread) - 1
@@ -163,7 +167,7 @@ class Decoder:
             logits = self._cache.decode([(cached, tokens)])[-1]
             cached.held.extend(tokens)
             num_decoded += 1
-            token = self._choose(opened, logits)
+            token = self._choose(cached, sampler, logits)
             if not should_continue(logits, token):
                 break
             tokens = [token]
@@ -187,7 +191,7 @@ class Decoder:
 
     def _draw(self, step: StepInProgress, logits: Floats) -> str:
         """Draw the next token from `logits` (n_vocab,) and return its text. Sets `step.stop` if the step ends."""
-        token = self._choose(step.opened, logits)
+        token = self._choose(step.opened.cached, step.opened.sampler, logits)
         if step.relaxation:
             token = step.relaxation.choose(logits, token, len(step.tokens), partial(self._ends_phase, step))
         if step.opened.proposal:
@@ -213,10 +217,10 @@ class Decoder:
         text.add(self._tokenizer.piece(token))
         return text.has_marker
 
-    def _choose(self, opened: OpenProblem, logits: Floats) -> int:
+    def _choose(self, cached: CachedProblem, sampler: Sampler, logits: Floats) -> int:
         """Choose the token after those in the cache. Raises ComputeError with the model's name if no token can be chosen."""
         try:
-            return opened.sampler.choose(logits, opened.cached.problem.question, len(opened.cached.held))
+            return sampler.choose(logits, cached.problem.question, len(cached.held))
         except ComputeError as error:
             raise ComputeError(f"{self._cache.backend.card.name}: {error.message}", error.hint) from error
 

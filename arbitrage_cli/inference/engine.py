@@ -262,10 +262,13 @@ class Engine:
 
     # --- speculating
 
-    def speculate(self, slot: int, trace: Trace, prefix: str, drafting: Drafting, *, until_end: bool = False) -> Speculation:
+    def speculate(
+        self, slot: int, trace: Trace, prefix: str, drafting: Drafting, sampler: Sampler, *, until_end: bool = False
+    ) -> Speculation:
         """Continue the `prefix` of another model's step as long as `drafting` continues.
 
-        With `until_end`, the continuation may include the beginning of the next step. Raises ContextFullError if the context
+        The `sampler` is that of the other model, which often chooses the same token for the same random number. With
+        `until_end`, the continuation may include the beginning of the next step. Raises ContextFullError if the context
         is full.
         """
         if slot in self._steps:
@@ -280,19 +283,21 @@ class Engine:
         def should_continue(logits: Floats, token: int) -> bool:
             if self.cache.ends(phase, token):
                 return False
-            stats = self._meter.measure(logits, token, is_top=opened.sampler.is_greedy)
+            stats = self._meter.measure(logits, token, is_top=sampler.is_greedy)
             piece = tokenizer.piece(token)
             confidence = math.exp(stats.log_probability)
             text.add(piece)
             tokens.append((len(piece), confidence))
             return drafting.should_continue(confidence) and not (text.has_marker if until_end else text.ended)
 
-        cost = self._write_on(opened, min(drafting.max_tokens, room), should_continue)
+        cost = self._write_on(opened, min(drafting.max_tokens, room), sampler, should_continue)
         return Speculation(text.so_far[len(prefix) :], tokens, cost)
 
-    def _write_on(self, opened: OpenProblem, most: int, should_continue: Callable[[Floats, int], bool]) -> Cost:
+    def _write_on(
+        self, opened: OpenProblem, most: int, sampler: Sampler, should_continue: Callable[[Floats, int], bool]
+    ) -> Cost:
         num_rows = self.unit_costs.read(len(opened.cached.unread))[1] if self.unit_costs else 0
-        return self._decoder.write_on(opened, most, num_rows, should_continue)
+        return self._decoder.write_on(opened.cached, most, num_rows, sampler, should_continue)
 
     def _ask_speculator(self, slot: int) -> None:
         step = self._steps[slot]
@@ -306,7 +311,9 @@ class Engine:
         if drafting is None:
             return
         try:
-            found = step.speculator.speculate(slot, step.trace, step.text.so_far, drafting, until_end=step.until_end)
+            found = step.speculator.speculate(
+                slot, step.trace, step.text.so_far, drafting, opened.sampler, until_end=step.until_end
+            )
         except ProblemError:  # the step continues without a speculator
             step.speculator = None
             return
@@ -334,7 +341,7 @@ class Engine:
             confidences.append(math.exp(stats.log_probability))
             return not self.ends(trace.phase, token) and should_continue(token, confidences[-1])
 
-        cost = self._write_on(opened, min(most, room), add)
+        cost = self._write_on(opened, min(most, room), opened.sampler, add)
         return Drafted(chosen, confidences, room, cost)
 
     def ends(self, phase: Phase, token: int) -> bool:

@@ -1,6 +1,7 @@
 """Chooses tokens from logits, greedily or by sampling with temperature, top-k, top-p and min-p.
 
-Each random number depends only on the seed, the question and the token's position, never on discarded text or other problems.
+Each random number depends only on the seed, the model's role, the question and the token's position, never on discarded text
+or other problems.
 """
 
 import hashlib
@@ -12,11 +13,12 @@ import numpy as np
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.numbers.intervals import Numbers
-from arbitrage_cli.types import frozen
+from arbitrage_cli.types import ROLES, ModelRole, frozen
 
 TAIL = 20.0  # tokens less likely than e^-TAIL times the top token are never drawn (less than 0.05% in total)
 SAMPLE_TEMPERATURE = 0.7
 SEEDS = 1 << 20  # between the seeds of a problem's samples; attempts have consecutive seeds
+ROLE_SEEDS = 1 << 40  # between the seeds of a problem's models
 
 
 @frozen
@@ -42,6 +44,14 @@ class Sampler:
         if not sample:
             return self
         return replace(self, temperature=self.temperature or SAMPLE_TEMPERATURE, seed=self.seed + SEEDS * sample)
+
+    def of_model(self, role: ModelRole) -> "Sampler":
+        """Return the sampler of one model of a pair.
+
+        A drafted step is often rejected because of its random numbers. A target that used them again would write such a
+        step itself.
+        """
+        return replace(self, seed=self.seed + ROLE_SEEDS * ROLES.index(role))
 
     def choose(self, logits: Floats, question: str, position: int) -> int:
         """Choose the token at `position` from its logits (n_vocab,).

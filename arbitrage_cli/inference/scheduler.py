@@ -357,7 +357,7 @@ class Scheduler:
         if role not in flight.opened:
             writer = self._writers[role]
             sampler = (flight.job.sampler or writer.sampler).of_sample(flight.sample)
-            writer.open(flight.slot, problem, flight.job.deadline, sampler)
+            writer.open(flight.slot, problem, flight.job.deadline, sampler.of_model(role))
             flight.opened[role] = writer
         return flight.opened[role]
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from arbitrage_cli.inference.acceptance import Acceptance, Calibration
 from arbitrage_cli.inference.proposals import Place
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, Phase, Step, Trace, frozen
 
@@ -55,7 +56,7 @@ class Speculator(Protocol):
     def unit_costs(self) -> UnitCosts | None: ...
 
     def speculate(
-        self, slot: int, trace: Trace, prefix: str, drafting: "Drafting", *, until_end: bool = False
+        self, slot: int, trace: Trace, prefix: str, drafting: "Drafting", sampler: Sampler, *, until_end: bool = False
     ) -> Speculation: ...
 
     def draft(

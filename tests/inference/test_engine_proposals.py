@@ -63,7 +63,7 @@ class Teller:
         self.most: list[int] = []
 
     def speculate(
-        self, slot: int, trace: Trace, beginning: str, drafting: Drafting, *, until_end: bool = False
+        self, slot: int, trace: Trace, beginning: str, drafting: Drafting, sampler: Sampler, *, until_end: bool = False
     ) -> Speculation:
         beginning = (trace.text if until_end else "") + beginning
         most = drafting.max_tokens
@@ -235,13 +235,13 @@ def drafting_of(most: int) -> Drafting:
 def test_a_model_continues_a_step() -> None:
     text = "a step of many tokens, most of them are KEPT.\n\nand more"
     engine = new_engine(scripted(lambda question, solution: Continuation(text[len(solution) :], 0.999)))
-    found = engine.speculate(0, new_trace(), text[:10], drafting_of(4))
+    found = engine.speculate(0, new_trace(), text[:10], drafting_of(4), Sampler())
     assert (found.text, found.cost.decode_tokens) == (text[10:14], 4)
     assert [length for length, _ in found.tokens] == [1] * 4
-    assert engine.speculate(0, new_trace(), text[:14], drafting_of(99)).text == text[14:].split("and")[0]
+    assert engine.speculate(0, new_trace(), text[:14], drafting_of(99), Sampler()).text == text[14:].split("and")[0]
     assert write(engine, new_trace()).text == text.split("and")[0]
     unsure = new_engine(scripted(lambda question, solution: Continuation("nobody knows", 0.2)))
-    assert unsure.speculate(0, new_trace(), "", drafting_of(9)).text == "n"
+    assert unsure.speculate(0, new_trace(), "", drafting_of(9), Sampler()).text == "n"
 
 
 @pytest.mark.parametrize(("seconds", "copies"), [(1.0, True), (1e-3, False)], ids=["a slow model", "a fast one"])

@@ -1,5 +1,6 @@
 """From logits to a token."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.types import ROLES
 
 
 def logits_of(*probabilities: float) -> Floats:
@@ -55,7 +57,7 @@ def test_the_temperature_comes_before_the_other_settings(temperature: float, num
     assert np.count_nonzero(found) == num_drawn
 
 
-def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:
+def test_a_draw_depends_on_seed_role_problem_and_position_alone() -> None:
     logits = np.arange(1000, dtype=np.float32) * 1e-6
     usual = [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)]
     assert [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)] == usual
@@ -64,6 +66,10 @@ def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:
     assert [Sampler(1.0, seed=1).of_sample(0).choose(logits, "p", position) for position in range(10)] == usual
     further = [[Sampler().of_sample(sample).choose(logits, "p", position) for position in range(10)] for sample in (1, 2)]
     assert further[0] != further[1]
+    by_role = [
+        [Sampler(1.0, seed=1).of_model(role).choose(logits, "p", position) for position in range(10)] for role in ROLES
+    ]
+    assert all(first != second for first, second in itertools.combinations(by_role, 2))
     assert len(set(usual)) > 1
 
 
