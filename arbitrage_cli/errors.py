@@ -153,6 +153,12 @@ PLAIN_WORDS = {
     "less than or equal to": "at most",
     "a valid integer": "a whole number",
     "a valid string": "text",
+    "a valid list": "a list",
+    "a valid boolean": "true or false",
+    "List should have": "must have",
+    "String should have": "must have",
+    "Field required": "is required",
+    " after validation": "",
 }
 
 

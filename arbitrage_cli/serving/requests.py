@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from arbitrage_cli.errors import ArbitrageError, UsageError
+from arbitrage_cli.errors import ArbitrageError, UsageError, in_plain_words
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.rows import make_conversation
 from arbitrage_cli.routing.policies import POLICIES, Policy, refuse_sampling
@@ -190,7 +190,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"][:4]))
-        reason = "Input should be an object" if first["type"] == "model_type" else first["msg"]
+        reason = "must be an object" if first["type"] == "model_type" else in_plain_words(first["msg"])
         raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)
     if read.thinks is False and defaults.always_thinks:
