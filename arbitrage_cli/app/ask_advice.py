@@ -68,7 +68,8 @@ def _ask(options: Options, advice: AdviceOptions, began: Begun | None) -> tuple[
     kept, found = restored(advice, options.explicit, run), restored_options(options, run)
     problems = ProblemOptions(dataset=kept.dataset or "builtin", mapping=kept.mapping, limit=str(MOST_PROBLEMS))
     offline = options.offline or kept.dataset != advice.dataset  # a run chooses no download
-    selected = select_problems(problems, seed=found.seed, offline=offline, needs_answers=False)
+    of_run = run.levels if run else ()
+    selected = select_problems(problems, seed=found.seed, offline=offline, needs_answers=False, of_run=of_run)
     task = permitted(find_task(found.task or selected.dataset.task), advice.run_code)
     request = ask_to_compare(options, task, None, began, advises=True, others=(kept,))
     if advice.save and not request.named.pair:

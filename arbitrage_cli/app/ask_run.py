@@ -51,7 +51,15 @@ def ask_for_run(
     kept = _restored_problems(problems, options.explicit, earlier)
     offline = options.offline or kept.dataset != problems.dataset  # a run chooses no download
     found = restored_options(options, earlier)
-    selected = select_problems(kept, seed=found.seed, offline=offline, needs_answers=kind == BENCH)
+    selects = not options.explicit.isdisjoint({"limit", "ids"}) or not (kept.limit or kept.ids)
+    selected = select_problems(
+        kept,
+        seed=found.seed,
+        offline=offline,
+        needs_answers=kind == BENCH,
+        of_run=earlier.levels if earlier else (),
+        adds=earlier is None or selects,
+    )
     task = find_task(found.task or selected.dataset.task)
     if runs_programs:
         task = permitted(task, problems.run_code)

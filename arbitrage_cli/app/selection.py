@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from arbitrage_cli.app.options import ProblemOptions
@@ -33,14 +33,30 @@ class Selection:
         return f"{self.dataset.name}, {selected} of {count}"
 
 
-def select_problems(options: ProblemOptions, *, seed: int, offline: bool, needs_answers: bool = True) -> Selection:
-    """Return the problems that the options select. Raises UsageError if there are none, or if the data set is invalid."""
+def select_problems(
+    options: ProblemOptions,
+    *,
+    seed: int,
+    offline: bool,
+    needs_answers: bool = True,
+    of_run: Collection[str] = (),
+    adds: bool = True,
+) -> Selection:
+    """Return the problems that the options select.
+
+    `of_run` contains the ids of the problems of the run to continue, which come first in a sample. Without them, a data set
+    that has grown would have another sample. If `adds` is false, they are all problems. Raises UsageError if there are no
+    problems, or if the data set is invalid.
+    """
     mapping = parse_mapping(options.mapping) if options.mapping else {}
     dataset = load_dataset(options.dataset, offline=offline, mapping=mapping, needs_answers=needs_answers, forms=FORMS)
+    if not adds:
+        items = [item for item in dataset.items if item.problem.id in of_run]
+        return Selection(dataset, items, _is_sample(options.limit))
     if options.ids:
         wanted = [name.strip() for name in options.ids.split(",")]
         return Selection(dataset, _with_ids(dataset.items, wanted))
-    return Selection(dataset, _select(dataset.items, options.limit, seed), _is_sample(options.limit))
+    return Selection(dataset, _select(dataset.items, options.limit, seed, of_run), _is_sample(options.limit))
 
 
 def _with_ids(items: Sequence[Item], wanted: Sequence[str]) -> Sequence[Item]:
@@ -54,12 +70,12 @@ def _with_ids(items: Sequence[Item], wanted: Sequence[str]) -> Sequence[Item]:
     return [item for name, item in known.items() if name in wanted]
 
 
-def _select(items: Sequence[Item], limit: str | None, seed: int) -> Sequence[Item]:
+def _select(items: Sequence[Item], limit: str | None, seed: int, of_run: Collection[str]) -> Sequence[Item]:
     """Return the problems to solve, in data set order. Raises UsageError if the selection is empty."""
     if limit is None:
         return items
     places = range_of(limit)
-    selected = draw_sample(items, places.stop, seed) if _is_sample(limit) else items[places]
+    selected = draw_sample(items, places.stop, seed, of_run) if _is_sample(limit) else items[places]
     if items and not selected:
         reason = f"'{limit}' selects nothing: there are only {formatting.count(len(items), 'problem')}"
         raise UsageError(reason, f"use a range within 1-{len(items)}", option="limit")
@@ -77,8 +93,11 @@ def sample_of(questions: Iterable[str | Fields], count: int, seed: int) -> Selec
     return Selection(dataset, draw_sample(dataset.items, count, seed), is_sample=True)
 
 
-def draw_sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """Draw `count` problems, balanced across levels. For the same seed, a larger sample contains every smaller sample."""
+def draw_sample(items: Sequence[Item], count: int, seed: int, first: Collection[str] = ()) -> list[Item]:
+    """Draw `count` problems, balanced across levels, and those with the ids in `first` before any other.
+
+    For the same seed, a larger sample contains every smaller sample.
+    """
     shuffled = sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item.problem.id}".encode()).digest())
     sizes = Counter(item.level for item in items)
     num_placed = Counter[str | int | None]()
@@ -86,7 +105,7 @@ def draw_sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
     for item in shuffled:
         places[item.problem.id] = (num_placed[item.level] + 0.5) / sizes[item.level]
         num_placed[item.level] += 1
-    drawn = sorted(shuffled, key=lambda item: places[item.problem.id])[:count]
+    drawn = sorted(shuffled, key=lambda item: (item.problem.id not in first, places[item.problem.id]))[:count]
     ids = {item.problem.id for item in drawn}
     return [item for item in items if item.problem.id in ids]
 

@@ -215,3 +215,63 @@ def test_samples_and_a_limit_that_are_not_typed_are_those_of_the_run(here: Path)
     stop_after(1, here / "run" / "results.jsonl")
     bench(here, typed(**DRAFT))
     assert len({(row["id"], row["sample"]) for row in rows_of(here / "run")}) == 4
+
+
+MORE = (
+    "41 + 2",
+    "6 * 6",
+    "80 - 7",
+    "12 + 3 * 5",
+    "54 - 9",
+    "8 * 7",
+    "23 + 39",
+    "3 * 9",
+    "71 - 6",
+    "15 + 15",
+    "7 * 7",
+    "99 - 1",
+)
+
+
+def problems_of(folder: Path) -> set[str]:
+    return set(run_json(folder / "run")["levels"])
+
+
+@pytest.mark.parametrize("given", [{}, {"limit": "2"}])
+def test_a_data_set_that_has_grown_does_not_change_the_sample_of_a_run(here: Path, given: dict[str, Any]) -> None:
+    bench(here, typed(**DRAFT), limit="2")
+    sample = problems_of(here)
+    stop_after(1, here / "run" / "results.jsonl")
+    write_problems(here / "problems.jsonl", QUESTIONS + MORE)
+    bench(here, typed(**DRAFT), **given)
+    assert problems_of(here) == sample == {row["id"] for row in rows_of(here / "run")}
+    bench(here, typed(**DRAFT), limit="4")
+    assert len(problems_of(here)) == 4
+    assert problems_of(here) > sample
+
+
+def test_a_data_set_that_has_grown_adds_to_a_run_of_all_its_problems(here: Path) -> None:
+    bench(here, typed(**DRAFT))
+    write_problems(here / "problems.jsonl", QUESTIONS + MORE)
+    bench(here, typed(**DRAFT))
+    assert len(rows_of(here / "run")) == len(QUESTIONS + MORE)
+
+
+@pytest.mark.parametrize("added", [{"limit": "3-4"}, {"ids": "p3"}])
+def test_problems_that_were_added_do_not_replace_those_of_the_run(here: Path, added: dict[str, Any]) -> None:
+    bench(here, typed(**DRAFT), limit="1-2")
+    stop_after(1, here / "run" / "results.jsonl")
+    bench(here, typed(**DRAFT), **added)
+    bench(here, typed(**DRAFT))
+    assert {row["id"] for row in rows_of(here / "run")} == problems_of(here) >= {"p0", "p1", "p3"}
+
+
+def test_an_advice_keeps_its_problems_when_the_data_set_grows(here: Path) -> None:
+    given = AdviceOptions(dataset=str(here / "problems.jsonl"), output_folder=here / "run", minutes=1.0)
+    options = typed(pair="builtin", max_tokens=8)
+    write_problems(here / "problems.jsonl", [f"{number} + 5" for number in range(42)])
+    advise_pair(options, given, Shown())
+    drawn = problems_of(here)
+    write_problems(here / "problems.jsonl", [f"{number} + 5" for number in range(160)])
+    advise_pair(options, given, Shown())
+    assert problems_of(here) == drawn
