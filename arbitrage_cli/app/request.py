@@ -265,7 +265,7 @@ def _without_policies(
     """
     run = _run_of(began)
     restored = restored_options(options, run)
-    reward = begun_reward(reward, run)
+    reward = begun_reward(reward, options.explicit, run)
     return Request(
         options=restored,
         task=task,
@@ -281,14 +281,18 @@ def _without_policies(
 
 
 def _policies_to_compare(request: Request, *, advises: bool) -> Sequence[ParsedRoute]:
-    """Return the policies that were typed, those of the run to continue, or the default ones."""
+    """Return the policies that were typed, those of the run to continue, or the default ones.
+
+    Raises UsageError if an option that was typed has no effect on them.
+    """
     options = request.options
+    parsed: Sequence[ParsedRoute]
     if request.run and "policy" not in request.typed:
-        return [(route.policy, None) for route in request.run.routes]
-    default = policies_of_advice if advises else policies_of_bench
-    names = default(request.named, options, request.task) if options.policy is None else options.policy
-    parsed = parse_routes(names)
-    refuse_useless([policy for policy, _ in parsed], options.explicit, request.task, request.reward)
+        parsed = [(route.policy, None) for route in request.run.routes]
+    else:
+        default = policies_of_advice if advises else policies_of_bench
+        parsed = parse_routes(default(request.named, options, request.task) if options.policy is None else options.policy)
+    refuse_useless([policy for policy, _ in parsed], request.typed, request.task, request.reward)
     return parsed
 
 
@@ -329,17 +333,17 @@ def _models_of(
     if began is None:
         return choose_models(options, task)
     today = replace(options, explicit=typed)
-    roles = _roles_of_run(options, began.run, typed, reward)
-    return models_of_run(today, began.run, roles, task, began.folder, began.fetch)
+    needed = _needed_now(options, began.run, typed, reward)
+    return models_of_run(today, began.run, needed, task, began.folder, began.fetch)
 
 
-def _roles_of_run(options: Options, run: Run, typed: frozenset[str], reward: RewardSource | None) -> list[ModelRole]:
-    """Return the models to find: those of the policies that run now, or of all policies of the run."""
-    policies: Iterable[Policy] = [route.policy for route in run.routes]
+def _needed_now(options: Options, run: Run, typed: frozenset[str], reward: RewardSource | None) -> set[str]:
+    """Return the roles of the models, and "router", that the policies need: those that were typed, or all of the run."""
+    policies: Sequence[Policy] = [route.policy for route in run.routes]
     if "policy" in typed and options.policy:
         policies = [policy for policy, _ in parse_routes(options.policy)]
-    needed = needed_roles(policies, reward or run.decided.settings.reward)
-    return [role for role in (*WRITING, "prm", "check") if role in needed]
+    router = {"router"} if any(policy.needs_router for policy in policies) else set[str]()
+    return router.union(needed_roles(policies, reward or run.decided.settings.reward))
 
 
 def _checked(request: Request) -> Request:

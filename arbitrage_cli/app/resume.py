@@ -133,12 +133,12 @@ def keep_concurrency(options: Options, began: Run | None) -> Options:
     return replace(options, concurrency=before)
 
 
-def begun_reward(reward: RewardSource | None, began: Run | None) -> RewardSource | None:
-    """Return the source of rewards: the one that was typed or else that of the run. Raises UsageError if they differ."""
+def begun_reward(reward: RewardSource | None, typed: frozenset[str], began: Run | None) -> RewardSource | None:
+    """Return the source of rewards: that of the run, if it has one. Raises UsageError if another one was typed."""
     before: Any = began.decided.settings.reward if began else None
-    if before and reward and before != reward:
+    if before and "reward" in typed and before != reward:
         raise differs("reward", before, reward)
-    return reward or before
+    return before or reward
 
 
 def differs(option: str, before: object, now: object) -> UsageError:
@@ -176,9 +176,9 @@ class Places:
 
 
 def models_of_run(
-    options: Options, began: Run, roles: Collection[ModelRole], task: Task, folder: Path, fetch: Fetch
+    options: Options, began: Run, needed: Collection[str], task: Task, folder: Path, fetch: Fetch
 ) -> NamedModels:
-    """Return the models of a run, each at its current place, and its router. Those of `roles` are needed.
+    """Return the models of a run, each at its current place, and its router. Those in `needed` must be found.
 
     Raises UsageError if a model or the router is not found, or another one was typed, or a server is named only by run.json;
     ModelFileError if a file cannot be read.
@@ -186,10 +186,17 @@ def models_of_run(
     pair = _pair_of_run(options, began)
     sources: dict[ModelRole, str] = {}
     for role in ROLES:
-        with contextlib.nullcontext() if role in roles else suppress(ArbitrageError):  # other models are not loaded
+        if _is_left_out(role, began):
+            if role in options.explicit:
+                raise differs(role, None, getattr(options, role))
+            continue
+        with _unless_needed(role, needed):
             places = _places(role, options, pair, began)
             if source := _find(role, places, began, folder, fetch):
                 sources[role] = source
+    router: NamedRouter | None = None
+    with _unless_needed("router", needed):
+        router = _router_of_run(options, began, pair, task)
     settings = began.decided.settings
     size = pair.ctx if pair and options.ctx is None else options.ctx
     load = replace(settings.load, threads=options.threads, context_size=size)
@@ -199,7 +206,7 @@ def models_of_run(
     return NamedModels(
         pair if is_whole else None,
         sources,
-        _router_of_run(options, began, pair, task),
+        router,
         finds_router=began.decided.router is None and task.name != "code" and not any(map(backend_of, sources.values())),
         load=load,
         served=kept,
@@ -207,15 +214,26 @@ def models_of_run(
     )
 
 
+def _unless_needed(name: str, needed: Collection[str]) -> contextlib.AbstractContextManager[None]:
+    """Return a context that ignores the errors of a model or router that no policy of this command uses."""
+    return contextlib.nullcontext() if name in needed else suppress(ArbitrageError)
+
+
+def _is_left_out(role: ModelRole, began: Run) -> bool:
+    """Return whether a policy of the run uses such a model if there is one, and the run began without."""
+    return role not in began.decided.models and any(role in route.policy.models for route in began.routes)
+
+
 def _pair_of_run(options: Options, began: Run) -> PairEntry | None:
     """Return the pair that was typed or, as it is defined today, that of the run, if it still exists."""
     if "pair" in options.explicit:
         return choose_pair(replace(options, draft=None, target=None))
     asked = began.asked.options
-    if asked.get("draft") and asked.get("target") and not asked.get("pair"):
+    name = _checked(options, "pair", asked.get("pair"))
+    if asked.get("draft") and asked.get("target") and not name:
         return None
     with suppress(UsageError):
-        return choose_pair(replace(options, pair=asked.get("pair"), draft=None, target=None))
+        return choose_pair(replace(options, pair=name, draft=None, target=None))
     return None
 
 

@@ -4,25 +4,29 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fake_hub
 import pytest
-from commands import MATH, Shown, advised, bench, refused, solve, typed
+from commands import MATH, Shown, advised, bench, collect, refused, solve, typed
 from fake_server import HashServer, on_loopback
 from faults import rows_of, run_json, write_problems
 from pairs_file import add_pair
+from small_routers import write_router
 
 from arbitrage_cli import rewards
 from arbitrage_cli.api import open_pair
 from arbitrage_cli.app.ask_advice import advise_pair
-from arbitrage_cli.app.options import AdviceOptions, Options
-from arbitrage_cli.app.request import ask
+from arbitrage_cli.app.ask_run import ask_for_run
+from arbitrage_cli.app.options import AdviceOptions, BenchOptions, CollectOptions, Options, ProblemOptions
+from arbitrage_cli.app.request import ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
 from arbitrage_cli.errors import DamagedRunError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
 from arbitrage_cli.routing.route import need_router
+from arbitrage_cli.runs.records import BENCH, COLLECT
 from arbitrage_cli.system.files import models_folder
 
 QUESTIONS = ("31 + 12", "5 * 7", "14 - 9 + 3", "27 + 2 * 6")
@@ -275,3 +279,57 @@ def test_an_advice_keeps_its_problems_when_the_data_set_grows(here: Path) -> Non
     write_problems(here / "problems.jsonl", [f"{number} + 5" for number in range(160)])
     advise_pair(options, given, Shown())
     assert problems_of(here) == drawn
+
+
+def test_options_of_the_beginning_do_not_exclude_a_policy_of_today(here: Path) -> None:
+    bench(here, typed(policy="arbitrage@0.5", early_stop=True, max_tokens=8))
+    bench(here, typed(policy="target"))
+    assert {row["policy"] for row in rows_of(here / "run")} == {"arbitrage", "target"}
+
+
+@pytest.mark.parametrize("option", ["prm", "router", "check"])
+def test_an_option_that_no_policy_of_the_run_uses_is_refused(here: Path, option: str) -> None:
+    bench(here, typed(policy="target", max_tokens=8))
+    stop_after(1, here / "run" / "results.jsonl")
+    assert refused(bench, here, typed(**{option: "builtin:target"})).option == option
+
+
+@pytest.mark.parametrize("call", [solve, bench])
+def test_a_checker_does_not_join_a_policy_that_began_without(here: Path, call: Any) -> None:
+    name_pair(check=None)
+    results = here / ("out.jsonl" if call is solve else "run/results.jsonl")
+    call(here, typed(pair="mine", policy="agree", max_tokens=24))
+    stop_after(2, results)
+    assert refused(call, here, typed(check="builtin:target")).option == "check"
+    name_pair(check=ModelEntry("builtin:target"))
+    call(here, typed(pair="mine"))
+    discarded = [step for row in rows_of(results.parent, results.name) for step in row["check"]["discarded"]]
+    assert {step["model"] for step in discarded} == {"draft"}
+
+
+@pytest.mark.parametrize("call", [bench, collect])
+def test_rewards_in_the_settings_of_today_are_those_of_another_run(here: Path, call: Any) -> None:
+    more: dict[str, Any] = {"reward": "rollout"} if call is bench else {}
+    policy = {"policy": "oracle"} if call is bench else {}
+    call(here, typed(**policy, max_tokens=8), **more)
+    stop_after(1, here / "run" / "results.jsonl")
+    problems = ProblemOptions(dataset=str(here / "problems.jsonl"))
+    kinds: Any = {bench: (ask_to_compare, BenchOptions, BENCH), collect: (ask_to_collect, CollectOptions, COLLECT)}
+    ask_now, group, name = kinds[call]
+    for explicit in (frozenset[str](), frozenset({"reward"})):
+        given: Any = group(reward="prm", output_folder=here / "run")
+        asked = partial(ask_for_run, ask_now, Options(explicit=explicit), problems, given, name)
+        if explicit:
+            assert refused(asked).option == "reward"
+        else:
+            assert asked().request.reward == "rollout"
+
+
+def test_a_router_that_no_policy_of_today_needs_may_be_gone(here: Path) -> None:
+    router = write_router(here / "mine.safetensors")
+    bench(here, typed(policy="arbitrage@0.5,draft", router=str(router), max_tokens=8))
+    stop_after(2, here / "run" / "results.jsonl")
+    router.unlink()
+    bench(here, typed(policy="draft"))
+    assert refused(bench, here, Options()).option == "router"
+    assert len(rows_of(here / "run")) == 5
