@@ -181,7 +181,7 @@ class Session:
         found: Json = {}
         if any(model.sha256 for model in decided.models.values()):
             now = machine_facts(computes=True)
-            known = {name: before for name in MACHINE if (before := decided.machine[name])}
+            known = {name: before for name in MACHINE if (before := decided.machine.get(name))}
             found = {name: now[name] for name, before in known.items() if now[name] != before}
         if threads := {role: number for role, number in plan.threads.items() if number != decided.models[role].threads}:
             found["threads"] = threads

@@ -334,7 +334,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _validated(path: Path, run: "Run") -> "Iterator[Row | BadRow]":
-    """Yield the rows. Rows of problems or policies that are not part of a benchmark are invalid."""
+    """Yield the rows. Rows of problems or policies that are not part of the run are invalid."""
     from arbitrage_cli.runs.rows import read_row  # slow to import
 
     done: set[AttemptKey] = set()
@@ -347,7 +347,8 @@ def _validated(path: Path, run: "Run") -> "Iterator[Row | BadRow]":
             row = read_row(line, run.kind)
             if row.key in done:
                 raise ValueError("repeats an earlier row")
-            if run.kind == BENCH and not (row.id in run.levels and (row.policy, row.tau) in policies):
+            is_input = run.kind == SOLVE  # whose problems run.json does not have; an invalid line has no policy
+            if not (is_input or row.id in run.levels) or not (row.policy is None or (row.policy, row.tau) in policies):
                 raise ValueError("belongs to another run")
         except ValueError as error:
             yield BadRow(number, line, str(error))

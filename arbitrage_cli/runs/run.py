@@ -8,13 +8,14 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from arbitrage_cli.costs.pair import Prices, bill, parse_prices
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.model_files.gguf import KV_BYTES
 from arbitrage_cli.routing.checker import Thinking
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
@@ -26,6 +27,12 @@ from arbitrage_cli.types import Bill, Finished, Json, Limits, ModelRole
 
 MACHINE: Mapping[str, str] = MappingProxyType({"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"})
 """The facts about a machine that affect times, by their names in run.json."""
+
+
+def _check_kv_type(name: str) -> str:
+    if name not in KV_BYTES:
+        raise ValueError(f"unknown type {name!r}")
+    return name
 
 
 class Asked(Record):
@@ -79,6 +86,14 @@ class RouteSetup(Record):
     tau_name: str | None
     stops_early: bool
 
+    @model_validator(mode="after")
+    def _check_tau(self) -> Self:
+        if (self.tau is not None) != POLICIES[self.policy].has_tau:
+            raise ValueError(f"tau: policy {self.policy} has {'one' if self.tau is None else 'none'}")
+        if self.tau_name and self.tau_name.endswith("%"):
+            float(self.tau_name[:-1])  # raises ValueError
+        return self
+
     @classmethod
     def of(cls, route: Route) -> Self:
         name = route.policy.name
@@ -112,7 +127,7 @@ class Settings(Record):
     limits: Limits
     check_thinking: Thinking | None
     reward: str | None
-    kv_type: str
+    kv_type: Annotated[str, AfterValidator(_check_kv_type)]
     gpu_layers: int | Literal["auto"]
     flash_attention: bool | Literal["auto"]
 
@@ -142,7 +157,7 @@ class Setup(Record):
     """
 
     models: dict[ModelRole, ModelSetup]
-    routes: list[RouteSetup]
+    routes: Annotated[list[RouteSetup], Field(min_length=1)]
     router: RouterSetup | None
     tau_costs: str | None
     price: str | None
@@ -151,6 +166,22 @@ class Setup(Record):
     machine: Json
     notes: list[str] = Field(default_factory=list)
     left_out: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        lacking = {role for one in self.routes for role in self._needed(one.route)} - self.models.keys()
+        if lacking:
+            raise ValueError(f"models: missing {', '.join(sorted(lacking))}")
+        if self.router is None and any(one.route.policy.needs_router for one in self.routes):
+            raise ValueError("router: missing")
+        return self
+
+    def _needed(self, route: Route) -> set[ModelRole]:
+        """Return the models that a route needs. Without a checker, the draft takes its place."""
+        policy = route.policy
+        rewards = {None: None, "prm": "prm", "any": self.settings.reward}
+        needed: set[ModelRole] = {role for role in policy.models if role != "check"}
+        return needed | {"prm"} if rewards[policy.reward] == "prm" else needed
 
     @property
     def route(self) -> Route:

@@ -8,22 +8,24 @@ import stat
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import made_up_runs
 import pytest
-from faults import set_aside
+from commands import collect, solve, typed
+from faults import rows_of, set_aside, write_problems
 from made_up_runs import as_run, parsed
 
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
-from arbitrage_cli.runs.records import SOLVE
+from arbitrage_cli.runs.records import COLLECT, SOLVE
 from arbitrage_cli.runs.rows import AttemptRow
 
 RUN = json.loads(json.dumps(made_up_runs.describe({"é\u2028": 1, **{f"p{number}": 1 for number in range(20)}})))
+ROUTE = RUN["decided"]["routes"][0]
 ODD_TEXTS = ["plain", "\u0085 \u2028 \u2029 \x0b \x0c \x1c", '}{"id":', "\0", "é" * 50, "\\n\n\r\r\n", "\U0001f600"]
 
 
@@ -220,6 +222,17 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
             open_it(quick_path / "run")
 
 
+PARTS: Sequence[dict[str, Any]] = ({"policy": "best"}, {"tau": 0.5}, {"policy": "rsd"})
+DAMAGED_DECISIONS: Sequence[Mapping[str, Any]] = (
+    *({"models": {"target": None}}, {"router": 1}, {"routes": [{"tau": None}]}, {"tau_costs": 1}),
+    *({"concurrency": 0}, {"router": {"name": "r", "sha256": "0", "card": []}}),
+    *({"routes": []}, {"models": {}}),
+    *({"routes": [ROUTE | part]} for part in PARTS),
+    *({"routes": [ROUTE | {"policy": "arbitrage", "tau": 0.5, "tau_name": name}]} for name in ("1e%", "%")),
+    {"settings": RUN["decided"]["settings"] | {"kv_type": "q9_9"}},
+)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -233,11 +246,7 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
         ),
         *(
             (json.dumps(RUN | {"decided": RUN["decided"] | changes}).encode(), f"{next(iter(changes))}")
-            for changes in (
-                *({"models": {"target": None}}, {"router": 1}, {"routes": [{"tau": None}]}, {"tau_costs": 1}),
-                *({"concurrency": 0}, {"router": {"name": "r", "sha256": "0", "card": []}}),
-                {"routes": [RUN["decided"]["routes"][0] | {"policy": "best"}]},
-            )
+            for changes in DAMAGED_DECISIONS
         ),
     ],
     ids=str,
@@ -248,6 +257,35 @@ def test_run_json_of_another_form_is_damage(quick_path: Path, content: bytes, wo
     for open_it in (RunFolder, read_all):
         with pytest.raises((DamagedRunError, UsageError), match=rf"run\.json: .*{words}"):
             open_it(quick_path / "run")
+
+
+@pytest.mark.parametrize("changes", [{"router": None}, {"models": {"target": RUN["decided"]["models"]["target"]}}])
+def test_a_run_has_what_its_policies_use(quick_path: Path, changes: dict[str, Any]) -> None:
+    begin(quick_path / "run")
+    routes = [ROUTE | {"policy": "arbitrage", "tau": 0.5, "tau_name": None}]
+    changed = RUN | {"decided": RUN["decided"] | {"routes": routes} | changes}
+    (quick_path / "run" / "run.json").write_text(json.dumps(changed))
+    with pytest.raises(DamagedRunError, match="missing"):
+        read_run_folder(quick_path / "run")
+
+
+def test_rows_of_another_run_of_any_kind_are_moved_aside(quick_path: Path) -> None:
+    """Somebody copied a file of results, or rows, over those of another run."""
+    write_problems(quick_path / "problems.jsonl", ("31 + 12", "5 * 7", "14 - 9 + 3"))
+    options = {"draft": "scripted:draft", "target": "scripted:target", "max_tokens": 64}
+    for name in ("draft", "target"):
+        solve(quick_path, typed(policy=name, **options), output=f"{name}.jsonl")
+    mine = quick_path / "draft.jsonl"
+    mine.write_bytes((quick_path / "target.jsonl").read_bytes())
+    solve(quick_path, typed(policy="draft", **options), output=mine.name)
+    assert [row["policy"] for row in rows_of(quick_path, mine.name)] == ["draft"] * 3
+    assert len(rows_of(quick_path, "draft.jsonl.torn-1")) == 3
+
+    collect(quick_path, typed(**options))
+    row = rows_of(quick_path / "run")[0]
+    with (quick_path / "run" / "results.jsonl").open("a") as file:
+        file.write(json.dumps(row | {"id": "another"}) + "\n")
+    assert {one.id for one in read_run_folder(quick_path / "run", COLLECT).rows} == {"p0", "p1", "p2"}
 
 
 def test_the_lock_is_released_with_its_process(quick_path: Path) -> None:

@@ -90,7 +90,11 @@ def write_run(
 ) -> Path:
     """A run folder with one row for each problem, in the way that `arbitrage collect` writes it."""
     changes = changes or {}
-    run = describe({}) | {"kind": "collect", "reward": {"kind": "prm", "name": "made up"}}
+    ids = ids or [str(number) for number in range(len(problems))]
+    run = describe(dict.fromkeys(ids, 1), [("oracle", 0.0)]) | {
+        "kind": "collect",
+        "reward": {"kind": "prm", "name": "made up"},
+    }
     names: dict[str, TrainedModel] = changes.get("models", {"draft": DRAFT, "target": TARGET})
     run["decided"] |= {
         "models": {
@@ -106,13 +110,13 @@ def write_run(
     with RunFolder(folder, kind="collect") as opened:
         opened.save_run(as_run(run))
         rows = []
-        for number, question in enumerate(problems):
+        for identifier, question in zip(ids, problems, strict=True):
             seed = int.from_bytes(question.encode()[-8:], "big")
             states = make_states(world or World(), seed)
             rows.append(
                 CollectedRow(
                     schema=SCHEMA,
-                    id=ids[number] if ids else str(number),
+                    id=identifier,
                     sample=0,
                     policy="oracle",
                     tau=0.0,
