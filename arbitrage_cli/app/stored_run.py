@@ -117,7 +117,7 @@ def run_of(session: Session, folder: RunFolder, selected: Selection | None = Non
 def _check_same_run(folder: RunFolder, began: Run | None) -> None:
     """Raise UsageError if another process has begun or extended the run since it was read, before it was locked."""
     now = folder.earlier
-    if now and (began is None or now.decided != began.decided):
+    if now and now != began:
         raise UsageError(f"{folder.shown}: another process has changed this run", "repeat the command")
 
 

@@ -174,6 +174,8 @@ class Setup(Record):
             raise ValueError(f"models: missing {', '.join(sorted(lacking))}")
         if self.router is None and any(one.route.policy.needs_router for one in self.routes):
             raise ValueError("router: missing")
+        if "cpu" not in self.machine:
+            raise ValueError("machine: missing cpu")
         return self
 
     def _needed(self, route: Route) -> set[ModelRole]:

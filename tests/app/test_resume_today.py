@@ -10,7 +10,7 @@ from typing import Any
 
 import fake_hub
 import pytest
-from commands import MATH, Shown, advised, bench, collect, refused, solve, typed
+from commands import MATH, Shown, advised, asked_to_bench, bench, collect, refused, solve, typed
 from fake_server import HashServer, on_loopback
 from faults import rows_of, run_json, write_problems
 from pairs_file import add_pair
@@ -20,8 +20,10 @@ from arbitrage_cli import rewards
 from arbitrage_cli.api import open_pair
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.ask_run import ask_for_run
+from arbitrage_cli.app.bench import run_bench
 from arbitrage_cli.app.options import AdviceOptions, BenchOptions, CollectOptions, Options, ProblemOptions
 from arbitrage_cli.app.request import ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.start import session_of
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
 from arbitrage_cli.errors import DamagedRunError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
@@ -333,3 +335,12 @@ def test_a_router_that_no_policy_of_today_needs_may_be_gone(here: Path) -> None:
     bench(here, typed(policy="draft"))
     assert refused(bench, here, Options()).option == "router"
     assert len(rows_of(here / "run")) == 5
+
+
+def test_a_run_that_another_process_extended_is_read_again(here: Path) -> None:
+    """Otherwise, its problems would be forgotten, and their rows moved aside."""
+    bench(here, typed(**DRAFT), limit="1-2")
+    asked, given = asked_to_bench(here, typed(policy="draft"))
+    bench(here, typed(**DRAFT), limit="3-4")
+    refused(run_bench, session_of(asked.request), asked.selected, asked.path, given, asked.samples, Shown())
+    assert problems_of(here) == {row["id"] for row in rows_of(here / "run")} == {"p0", "p1", "p2", "p3"}

@@ -226,7 +226,7 @@ PARTS: Sequence[dict[str, Any]] = ({"policy": "best"}, {"tau": 0.5}, {"policy": 
 DAMAGED_DECISIONS: Sequence[Mapping[str, Any]] = (
     *({"models": {"target": None}}, {"router": 1}, {"routes": [{"tau": None}]}, {"tau_costs": 1}),
     *({"concurrency": 0}, {"router": {"name": "r", "sha256": "0", "card": []}}),
-    *({"routes": []}, {"models": {}}),
+    *({"routes": []}, {"models": {}}, {"machine": {}}),
     *({"routes": [ROUTE | part]} for part in PARTS),
     *({"routes": [ROUTE | {"policy": "arbitrage", "tau": 0.5, "tau_name": name}]} for name in ("1e%", "%")),
     {"settings": RUN["decided"]["settings"] | {"kv_type": "q9_9"}},
