@@ -126,7 +126,10 @@ def with_loaded(run: Run, session: Session) -> Run:
     models = session.models.descriptions
     has_files = any(session.decided.models[role].sha256 for role in models)
     flags = str(load_llama().system_info()) if has_files else run.flags
-    return run.changed(loaded={**run.loaded, **models}, flags=flags, protections=list(session.task.protections))
+    protections = session.task.protections
+    if began := session.plan.began:
+        protections = [one for one in protections if one in began.protections]
+    return run.changed(loaded={**run.loaded, **models}, flags=flags, protections=list(protections))
 
 
 @contextlib.contextmanager
@@ -155,6 +158,8 @@ def _continued(session: Session, folder: RunFolder, began: Run, selected: Select
         changed |= found | {"levels": {**began.levels, **found["levels"]}}
         changed["samples"] = max(began.samples, details.get("samples", 1))
         asked = _not_shrunk(asked, began, changed)
+    if began.reward:  # what is true of earlier rewards stays true
+        changed["reward"] = began.reward | changed["reward"]
     if added := decided.routes[len(began.decided.routes) :]:
         count = "1 policy" if len(added) == 1 else f"{len(added)} policies"
         session.display.tell(f"adds {count} to a run with {len(began.decided.routes)}")

@@ -12,7 +12,7 @@ import fake_hub
 import pytest
 from commands import MATH, Shown, advised, asked_to_bench, bench, collect, refused, solve, typed
 from fake_server import HashServer, on_loopback
-from faults import rows_of, run_json, write_problems
+from faults import rows_of, run_json, write_problems, write_rows
 from pairs_file import add_pair
 from small_routers import write_router
 
@@ -23,11 +23,13 @@ from arbitrage_cli.app.ask_run import ask_for_run
 from arbitrage_cli.app.bench import run_bench
 from arbitrage_cli.app.options import AdviceOptions, BenchOptions, CollectOptions, Options, ProblemOptions
 from arbitrage_cli.app.request import ask, ask_to_collect, ask_to_compare
-from arbitrage_cli.app.start import session_of
+from arbitrage_cli.app.start import open_session, session_of
+from arbitrage_cli.app.training import Collection
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
 from arbitrage_cli.errors import DamagedRunError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
 from arbitrage_cli.routing.route import need_router
+from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH, COLLECT
 from arbitrage_cli.system.files import models_folder
 
@@ -344,3 +346,37 @@ def test_a_run_that_another_process_extended_is_read_again(here: Path) -> None:
     bench(here, typed(**DRAFT), limit="3-4")
     refused(run_bench, session_of(asked.request), asked.selected, asked.path, given, asked.samples, Shown())
     assert problems_of(here) == {row["id"] for row in rows_of(here / "run")} == {"p0", "p1", "p2", "p3"}
+
+
+def test_rewards_by_the_answers_of_the_target_are_remembered(here: Path) -> None:
+    """The problems of today have known answers, but those of the run's beginning have none."""
+    rows = [{"id": f"p{number}", "question": question} for number, question in enumerate(QUESTIONS)]
+    write_rows(here / "problems.jsonl", [row | {"answer": "35"} if row["id"] == "p1" else row for row in rows])
+    collect(here, typed(max_tokens=64))
+    write_rows(here / "run" / "results.jsonl", [row for row in rows_of(here / "run") if row["id"] != "p1"])
+    problems = ProblemOptions(dataset=str(here / "problems.jsonl"), limit="2-2")
+    given = CollectOptions("rollout", here / "run")
+    asked = ask_for_run(ask_to_collect, Options(explicit=frozenset({"limit"})), problems, given, COLLECT)
+    with RunFolder(asked.path, kind=COLLECT) as folder, open_session(asked.request, Shown(), most=1) as session:
+        Collection(session, asked.selected, folder).collect()
+    assert run_json(here / "run")["reward"] == {"kind": "rollout", "answers": "target"}
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_protections_are_those_of_all_rows(here: Path) -> None:
+    program = {
+        "task_id": "0",
+        "prompt": 'def f():\n    """Return 1."""\n',
+        "entry_point": "f",
+        "test": "def check(f): assert f() == 1",
+    }
+    write_rows(here / "problems.jsonl", [program | {"task_id": str(number)} for number in range(2)])
+    for ways in (("unprotected", "sandboxed"), ("sandboxed", "unprotected")):
+        for way in ways:
+            problems = ProblemOptions(dataset=str(here / "problems.jsonl"), run_code=way)
+            folder = here / "-".join(ways)
+            given = BenchOptions(output_folder=folder)
+            asked = ask_for_run(ask_to_compare, typed(**DRAFT), problems, given, BENCH)
+            run_bench(session_of(asked.request), asked.selected, asked.path, given, 1, Shown())
+            stop_after(1, folder / "results.jsonl")
+        assert run_json(folder)["protections"] == ["resource limits"]
