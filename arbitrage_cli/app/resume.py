@@ -70,13 +70,17 @@ Fetch = Callable[[str], object]
 
 
 def asked_of(command: Sequence[str], typed: frozenset[str], *groups: Any) -> Asked:
-    """Return what was asked, for run.json: the command, and the options that were typed or set."""
+    """Return what was asked, for run.json: the command, and the options that were typed or set.
+
+    The path of a data set is absolute, so that another folder finds it.
+    """
     options: Json = {}
     for group in groups:
         for one in fields(group):
             value = getattr(group, one.name)
             if one.name not in FREE and value != _default(group, one.name):
-                options[one.name] = value
+                is_file = one.name == "dataset" and Path(value).is_file()
+                options[one.name] = str(Path(value).absolute()) if is_file else value
     return Asked(command=list(command), options=options, typed=sorted(typed & options.keys()))
 
 
@@ -399,4 +403,6 @@ def find_route(parsed: ParsedRoute, routes: Iterable[Route], router: AvailableRo
 def check_data_set(before: DataSet | None, now: Dataset) -> None:
     """Raise UsageError unless the data set is that of the run, possibly with more problems at its end."""
     if before and before.sha256 != now.sha256_of_first(before.count):
-        raise differs("dataset", _shown(before.name, before.sha256), _shown(now.name, now.sha256))
+        begun, other = _shown(before.name, before.sha256), _shown(now.name, now.sha256)
+        hint = "use the problems with which it began, in the same order, or another --output"
+        raise UsageError(f"this run began with {begun}, not with {other}", hint, option="dataset")

@@ -380,3 +380,12 @@ def test_protections_are_those_of_all_rows(here: Path) -> None:
             run_bench(session_of(asked.request), asked.selected, asked.path, given, 1, Shown())
             stop_after(1, folder / "results.jsonl")
         assert run_json(folder)["protections"] == ["resource limits"]
+
+
+def test_the_questions_of_an_advice_are_found_from_another_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = AdviceOptions(dataset="problems.jsonl", output_folder=here / "run", minutes=1.0)
+    advise_pair(typed(pair="builtin", max_tokens=8), given, Shown())
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    advise_pair(Options(), AdviceOptions(output_folder=here / "run", minutes=1.0), Shown())
+    assert problems_of(here) == {f"p{number}" for number in range(len(QUESTIONS))}
