@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.router import load
 from arbitrage_cli.runs.folder import RunFolder, encode
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.results import Result
@@ -80,7 +82,12 @@ def run_of(rows: list[dict[str, Any]], columns: Iterable[Column] | None = None, 
 
 
 def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, samples: int = 1) -> dict[str, Any]:
-    """run.json of a made-up run of these problems, each with its level."""
+    """run.json of a made-up run of these problems, each with its level, and what its policies need."""
+    columns = list(columns)
+    policies = [POLICIES[policy] for policy, _ in columns]
+    has_router = any(policy.needs_router for policy in policies)
+    card = load(router_file("builtin:builtin")).card.to_json()
+    prm: dict[str, Any] = {"prm": {"name": "made-up PRM.gguf"}} if any(one.reward for one in policies) else {}
     return {
         "schema": 3,
         "kind": "bench",
@@ -96,9 +103,10 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
                     "costs": asdict(UnitCosts((token,) * 5, read)) | {"batches": [token] * 5},
                 }
                 for role, name, token, read in MODELS
-            },
+            }
+            | prm,
             "routes": [{"policy": policy, "tau": tau, "tau_name": None, "stops_early": False} for policy, tau in columns],
-            "router": None,
+            "router": {"name": "made up", "sha256": "2" * 64, "card": card} if has_router else None,
             "tau_costs": None,
             "price": None,
             "concurrency": 1,
