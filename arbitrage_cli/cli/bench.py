@@ -94,5 +94,5 @@ def _conclusion(run: "BenchRun") -> str:
     folder = shlex.quote(str(run.folder.path))
     status = "" if run.todo else "nothing to do: "
     errors = f"; {formatting.count(run.num_errors, 'error')} (the same command retries)" if run.num_errors else ""
-    attempts = formatting.count(len(run.attempts), "attempt")
+    attempts = formatting.count(len(run.results), "attempt")
     return f"{status}{folder} has {attempts}{errors}; to see every trace: arbitrage report {folder} -o report.html"

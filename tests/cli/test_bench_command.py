@@ -62,6 +62,11 @@ def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:
     assert_refused(bench(copy, "--ids", "p1", "--limit", "1"), 2, "--ids: ", "--limit")
 
 
+def test_conclusion_counts_all_attempts_of_a_run(copy: Path) -> None:
+    added = run(*BENCH[:-1], "draft,entropy@2", cwd=copy)
+    assert (added.code, "run has 12 attempts;" in added.err) == (0, True)
+
+
 def test_finished_run_is_shown_and_not_changed(copy: Path) -> None:
     files = files_of(copy / "run")
     result = bench(copy, "--json")
