@@ -56,6 +56,8 @@ COMPARISON: Sequence[Column[PolicyComparison]] = (
     Column("seconds_ratio", "speed-up", lambda entry: cell("times", entry.seconds_ratio)),
     Column("work_ratio", "ratio of work", lambda entry: cell("times", entry.work_ratio)),
 )
+SPARE_COMPARISON = ("work_ratio", "n", "correct", "accuracy_difference")
+"""The columns of a comparison that a narrow terminal lacks, in the order in which they are left out."""
 
 
 def write_table(
@@ -70,16 +72,13 @@ def write_table(
 
     Raises the same errors as `write`.
     """
-    shown = columns_of(TERMINAL, found.policies)
-    for spare in SPARE:
-        if fits(_policies_table(shown, found), stream):
-            break
-        shown = [column for column in shown if column.name != spare]
+    labels = [policy.route.label for policy in found.policies]
+    shown = _fitting(columns_of(TERMINAL, found.policies), SPARE, found.policies, labels, found.n, stream)
     parts: list[RenderableType] = [
         paragraph(f"{found.dataset}: {size_of(found)}", "bold"),
         pairs(facts, "dim"),
         "",
-        _policies_table(shown, found),
+        _table(shown, found.policies, labels, found.n),
     ]
     if has_verdict and found.verdict:
         parts += ["", paragraph(sentence(found), "bold")]
@@ -104,19 +103,31 @@ def write_comparison(comparison: Comparison, first: str, second: str, stream: Te
     changes = [change for entry in entries for change in _changes(entry)]
     labels = [_pair_label(entry) for entry in entries]
     num_problems = max(entry.n for entry in entries)
+    shown = _fitting(known(COMPARISON, entries), SPARE_COMPARISON, entries, labels, num_problems, stream)
     print_to(
         stream,
         paragraph(f"{names}: first {first}, second {second}", "bold"),
         "",
-        _table(known(COMPARISON, entries), entries, labels, num_problems),
+        _table(shown, entries, labels, num_problems),
         "",
         bullets([*changes, *comparison.notes]),
     )
 
 
-def _policies_table(shown: Sequence[Column[PolicyFigures]], found: RunFigures) -> Table:
-    labels = [policy.route.label for policy in found.policies]
-    return _table(shown, found.policies, labels, found.n)
+def _fitting(
+    columns: Sequence[Column[T]],
+    spare: Iterable[str],
+    records: Sequence[T],
+    labels: Sequence[str],
+    num_problems: int,
+    stream: TextIO,
+) -> Sequence[Column[T]]:
+    """Return the columns without those of `spare` that have no place in the stream. They are left out in this order."""
+    for name in spare:
+        if fits(_table(columns, records, labels, num_problems), stream):
+            break
+        columns = [column for column in columns if column.name != name]
+    return columns
 
 
 def _table(shown: Sequence[Column[T]], records: Sequence[T], labels: Sequence[str], num_problems: int) -> Table:

@@ -119,6 +119,16 @@ def test_narrow_terminal_keeps_the_names_of_policies_whole(monkeypatch: pytest.M
         assert "speed-up" in heading
 
 
+@pytest.mark.parametrize("width", [24, 43, 59])
+def test_narrow_comparison_keeps_the_names_of_policies_whole(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr("arbitrage_cli.display.printing.width_of", lambda stream: width)
+    made = make_run(12, columns=[("target", None), ("speculative", None), ("arbitrage", 0.347)])
+    lines = comparison(made, made).splitlines()
+    assert {"policy", "speculative", "arbitrage@0.347"} <= {line.split(" ")[0] for line in lines}
+    (heading,) = [line for line in lines if line.startswith("policy ")]
+    assert "speed-up" in heading
+
+
 def test_few_problems_have_no_intervals() -> None:
     assert "[" not in table(make_run(4)).partition("- ")[0]
 
