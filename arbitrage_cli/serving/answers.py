@@ -155,7 +155,6 @@ class Answer:
         kept = self._trace.num_tokens
         check = self._trace.check
         figures = tally(decisions, check=check)
-        choices = [decision.choice for decision in decisions]
         num_chars = sum(len(message.text) for message in self._request.body.messages)
         prompt = self._num_prompt or 1 + num_chars // USUAL_CHARS_PER_TOKEN
         return {
@@ -163,8 +162,8 @@ class Answer:
             "completion_tokens": kept,
             "total_tokens": prompt + kept,
             "completion_tokens_details": {"reasoning_tokens": figures.thinking_tokens},
-            "accepted_steps": choices.count("accept"),
-            "escalated_steps": choices.count("escalate"),
+            "accepted_steps": figures.accepted_steps,
+            "escalated_steps": sum(decision.choice == "escalate" for decision in decisions),
             "draft_tokens": figures.drafted_tokens + figures.further_tokens,
             "target_tokens": figures.target_tokens,
             **({"check_tokens": figures.check_tokens} if check else {}),
