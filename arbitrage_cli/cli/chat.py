@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from arbitrage_cli.app.conversation import RoutedConversation
 
 
-QUIT = "/quit"
+HELP, QUIT = "/help", "/quit"
 COMMANDS = """\
 /policy NAME   use another policy, such as entropy, target or arbitrage@fast; without NAME, list them
 /tau TAU       use another tau: a number, a share of the steps (30%), careful, balanced or fast
@@ -73,11 +73,11 @@ class _Prompt:
         self._shows_answers = shows_answers
         self._commands: Mapping[str, Callable[[str], None]] = {
             "/policy": self._choose_policy,
-            "/tau": lambda tau: self._choose_policy(f"{self._conversation.route.policy.name}@{tau}"),
+            "/tau": self._choose_tau,
             "/target": lambda rest: self._compare(),
             "/explain": lambda rest: self._explain(),
             "/new": lambda rest: self._conversation.clear(),
-            "/help": lambda rest: _say(COMMANDS, COMMANDS.index("use")),
+            HELP: lambda rest: _say(COMMANDS, COMMANDS.index("use")),
         }
 
     def follow_line(self) -> bool:
@@ -88,7 +88,7 @@ class _Prompt:
         try:
             with interruptible(show_cursor):
                 line = _read_line(f"{self._conversation.route.name}> ")
-                if line is None or line == QUIT:
+                if line is None or line.split()[:1] == [QUIT]:
                     return False
                 if line:
                     self._follow(line)
@@ -119,6 +119,11 @@ class _Prompt:
             self._conversation.choose(name)
         else:
             _say(", ".join(self._conversation.menu.names))
+
+    def _choose_tau(self, tau: str) -> None:
+        if not tau:
+            raise UsageError("/tau: the value is missing", f"see {HELP}")
+        self._conversation.choose(f"{self._conversation.route.policy.name}@{tau}")
 
     def _compare(self) -> None:
         self._answer(alone := self._conversation.ask_target())

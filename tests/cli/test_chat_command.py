@@ -52,6 +52,15 @@ def test_the_answer_is_what_the_task_finds() -> None:
     assert chat("/policy target", QUESTION, flags=("--task", "free")).out.count("=") > 1
 
 
+def test_a_command_that_takes_no_value_ignores_one() -> None:
+    assert chat("/policy target", QUESTION, "/quit now", QUESTION).out.split() == [RIGHT]
+
+
+def test_tau_without_a_value_changes_nothing() -> None:
+    result = chat("/policy entropy@inf", "/tau", QUESTION)
+    assert (result.out.split(), "/tau: " in result.err) == ([WRONG], True)
+
+
 @pytest.mark.parametrize("lines", [["/polcy"], ["/tau 3", "/policy nobody"], ["/target"], ["/explain"], ["\0"]])
 def test_a_line_that_cannot_be_followed_does_not_end_the_chat(lines: list[str]) -> None:
     result = chat("/policy target", *lines, QUESTION)
