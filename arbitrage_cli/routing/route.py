@@ -212,7 +212,7 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> 
         reason = f"tau {resolved:g} is above {policy.max_score:g}, the maximum of policy {policy.name}"
         raise UsageError(
             reason,
-            "use --tau 0.5, or inf to never escalate; for a share of the steps, add a percent sign: 30%",
+            "use a tau such as 0.5, or inf to never escalate; for a share of the steps, add a percent sign: 30%",
             option="tau",
         )
     return resolved

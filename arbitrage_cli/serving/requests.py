@@ -107,19 +107,35 @@ class _Part(BaseModel):
     text: str
 
 
+def _as_parts(content: object) -> object:
+    """Return a text as a list of one part. Raises ValueError if the content is neither a text nor a list."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise ValueError("must be text or a list of text parts")
+    return content
+
+
 class _Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: Annotated[list[_Part], BeforeValidator(_as_parts)]
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content)
 
 
 class _TemplateVariables(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     enable_thinking: bool | None = None
+
+
+def _token_limit(count: int) -> int:
+    """Return the limit. Raises ValueError if it is neither positive nor -1."""
+    if count < 1 and count != -1:
+        raise ValueError("must be at least 1")
+    return count
 
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -139,7 +155,7 @@ class Body(BaseModel):
     top_k: Annotated[int, Field(ge=-1), AfterValidator(lambda count: max(0, count))] | None = None  # -1: unlimited
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | Literal[-1] = -1  # -1: unlimited, as sent by clients of llama.cpp
+    max_tokens: Annotated[int, AfterValidator(_token_limit)] = -1  # -1: unlimited, as sent by clients of llama.cpp
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[
         list[_Stop], Field(max_length=4), BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)
@@ -189,7 +205,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         read = Body.model_validate(_read_object(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"][:4]))
+        place = ".".join(map(str, first["loc"][:5]))
         reason = "must be an object" if first["type"] == "model_type" else in_plain_words(first["msg"])
         raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)

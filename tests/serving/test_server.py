@@ -298,6 +298,19 @@ def test_an_invalid_field_is_refused(client: Served, field: str, value: Any) -> 
 
 
 @pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]}, "messages.0.content.0.type"),
+    ],
+)
+def test_a_refusal_names_the_field_by_its_place_in_the_body(client: Served, fields: dict[str, Any], place: str) -> None:
+    message = refusal(client.post("/v1/chat/completions", json={"messages": USER} | fields))["message"]
+    assert message.partition(": ")[0] == place
+
+
+@pytest.mark.parametrize(
     "model",
     ["gpt-7", "arbitrage@0.5", "target@1", "entropy@", "entropy@fast", "rsd", "x" * 10_000, f"random@0.{'5' * 900_000}"],
 )
