@@ -73,12 +73,12 @@ class RunView:
         return f"{self._progress.finished}/{self._progress.planned}"
 
     def _time_left(self, now: float) -> str:
-        """Return the time until the limit or, without a limit, the estimate from the mean time of the attempts so far."""
-        if self._has_limit:
-            return wording.time_left(max(0.0, self._progress.ends - now))
+        """Return the estimate from the mean time of the attempts so far, but at most the time until the limit."""
         finished = self._progress.finished - self._num_before
         left = self._progress.planned - self._progress.finished
         estimate = left * (now - self._began) / finished if finished and left else None
+        if self._has_limit:
+            estimate = min(math.inf if estimate is None else estimate, max(0.0, self._progress.ends - now))
         return wording.time_left(estimate)
 
     @property

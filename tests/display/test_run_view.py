@@ -48,6 +48,16 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
     assert view.screen.lines == [before]
 
 
+@pytest.mark.parametrize(("limit", "left"), [(20.0, "about 10 s left"), (600.0, "about 50 s left")])
+def test_time_left_is_at_most_the_time_until_the_limit(make_view: MakeView, limit: float, left: str) -> None:
+    view = make_view(replace(BEGUN, finished=0))
+    view.clock.now += 10.0
+    ends = view.clock.now - 10.0 + limit
+    ended = replace(BEGUN, finished=1, ends=ends)
+    view.display.handle(AttemptEnded("p1", "target", "correct", "1", 10.0, ended))
+    assert left in view.screen.text
+
+
 def test_narrow_terminal_loses_the_bar_before_the_figures(make_view: MakeView) -> None:
     _, head, *_, row = make_view(BEGUN, 50).screen.lines
     assert head.startswith("bench set  00:00  4/6  ██")
