@@ -174,7 +174,8 @@ def describe_model(source: str, pair: PairEntry | None = None) -> Json:
 
     files = local_files(source)
     if not files and hub_name(source):
-        raise ModelFileError(f"{source} is not on this machine", f"download it: arbitrage models pull {source}")
+        name = pair.name if pair else source
+        raise ModelFileError(f"{source} is not on this machine", f"download it: arbitrage models pull {name}")
     if not (files := files or find_files(source)):
         raise ModelFileError(f"{source} is not a model file", "to see what a server supports, solve a problem with --debug")
     if not files[0].exists():

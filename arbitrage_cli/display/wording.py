@@ -177,7 +177,7 @@ def is_same(decision: Decision) -> bool:
 
 def size(step: Step) -> str:
     """Return a step's token count, its seconds, the limit that stopped it, and the number of kept differences."""
-    ends = {"early": ", stopped early", "think_budget": ", thinking limit reached"}
+    ends = {"early": ", stopped early", "loop": ", repeats itself", "think_budget": ", thinking limit reached"}
     kept = f", {formatting.count(len(step.differences), 'difference')} kept" if step.differences else ""
     return f"{formatting.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "") + kept
 

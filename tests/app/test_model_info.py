@@ -33,7 +33,8 @@ def test_only_names_of_models_and_pairs_are_fetched(tmp_path: Path, monkeypatch:
     assert names_to_fetch("mine") == names_to_fetch(HUB) == [HubName(HUB)]
     for name in ("scripted:draft", "lama3", "missing.gguf"):
         assert refused(names_to_fetch, name).exit_code == 2
-    assert "arbitrage models pull" in refused(describe_models, ["mine"]).hint
+    assert refused(describe_models, ["mine"]).hint.endswith("arbitrage models pull mine")
+    assert refused(describe_models, [HUB]).hint.endswith(f"arbitrage models pull {HUB}")
 
 
 def test_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli import MODELS, QUESTION, Terminal, accept, escalate, finish, flat, make_trace
+from cli import MODELS, QUESTION, Terminal, accept, escalate, finish, flat, make_step, make_trace
 from commands import SCRIPTED, solve, typed
 from marks import rarely
 from screens import Clock, View, is_struck, make_screen
 
+from arbitrage_cli.display.decisions import decision_lines
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
 from arbitrage_cli.display.wording import opening
@@ -19,7 +20,7 @@ from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Rating, Started, Writing, Wrote
+from arbitrage_cli.types import Decision, Rating, Started, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
 RUN = RunInfo(Route(POLICIES["entropy"], 1.0), num_problems=1)
@@ -53,6 +54,13 @@ def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> Non
     assert terminal.text.splitlines()[-1] == "349"  # stdout is the same terminal: the answer is there once
     assert "answer 349" not in shown
     assert not terminal.screen.cursor.hidden
+
+
+def test_a_step_that_is_escalated_because_it_repeats_itself_says_so() -> None:
+    draft, target = make_step("draft", "2 = 2 = 2", stop="loop"), make_step("target")
+    decision = Decision(target, draft=draft, target=target, score=0.2)
+    line, *_ = map(str, decision_lines(make_trace(decision), 0, RUN))
+    assert ("0.20 ≤ 1.00" in line, "repeats itself" in line) == (True, True)
 
 
 def test_the_rule_says_whether_steps_or_tokens_are_scored() -> None:
