@@ -38,6 +38,8 @@ ANSWERS = ("+", "-")
 MIN_PROBABILITY: Mapping[PrmStyle, float] = {"turns": 0.1, "steps": 0.001}
 """The minimum mean probability of both answers about `TEST_STEPS`. The built-in model may find other tokens as likely."""
 
+MAX_LOG_ODDS = 700.0  # of a step being wrong; `math.exp` fails above
+
 
 class PrmRater:
     """A `Rater` that asks a process reward model about one step after another.
@@ -86,7 +88,7 @@ class PrmRater:
                 rewards.append(self._reward(logits))
                 total += cost
         except ProblemError as error:
-            return RewardUpdate(slot, error=error)
+            return RewardUpdate(slot, cost=total, error=error)
         return RewardUpdate(slot, tuple(rewards), total)
 
     def check(self) -> None:
@@ -112,7 +114,7 @@ class PrmRater:
 
     def _reward(self, logits: Floats) -> float:
         plus, minus = logits[self._answers].astype(float).tolist()
-        return 1 / (1 + math.exp(minus - plus))
+        return 1 / (1 + math.exp(min(minus - plus, MAX_LOG_ODDS)))
 
     def _logits(self, slot: int, trace: Trace, step: Step) -> tuple[Floats, Cost]:
         """Return the logits (n_vocab,) of the token that judges a step, and the cost of computing them."""
@@ -123,8 +125,8 @@ class PrmRater:
         read = self._clock()
         (logits,) = decode([(sequence, ids[-1:])])
         sequence.held.append(ids[-1])
-        if np.isnan(logits).any():
-            message = f"{self._backend.card.name} computed invalid logits (NaN)"
+        if np.isnan(logits).any() or not np.isfinite(logits[self._answers]).all():
+            message = f"{self._backend.card.name} computed non-finite logits"
             raise ComputeError(message, "the model file may be damaged")
         return logits, Cost(num_read, read - began, 1, self._clock() - read)
 

@@ -183,9 +183,21 @@ def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
     PrmRater(Constant(8.0), style).check()
 
 
-def test_what_is_no_number_is_no_reward() -> None:
-    with pytest.raises(ComputeError, match="NaN"):
-        score_one(opened(PrmRater(Constant(math.nan))), trace_of(), STEPS[0])
+@pytest.mark.parametrize("logit", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_no_reward(logit: float) -> None:
+    with pytest.raises(ComputeError):
+        score_one(opened(PrmRater(Constant(logit))), trace_of(), STEPS[0])
+
+
+def test_a_step_that_is_surely_wrong_has_no_reward() -> None:
+    class Sure(Constant):
+        def _compute(self, sequence: int) -> Floats:
+            logits = super()._compute(sequence)
+            logits[ord("-")] += 1000
+            return logits
+
+    (reward,) = score_one(opened(PrmRater(Sure(0.0))), trace_of(), STEPS[0])
+    assert reward == pytest.approx(0.0)
 
 
 # --- in the scheduler
@@ -220,6 +232,22 @@ def test_a_full_context_ends_one_problem_only() -> None:
     assert isinstance(ended["long"].error, ContextFullError)
     assert ended["p"].error is None
     assert ended["p"].reward_cost.decode_tokens == len(ended["p"].trace.decisions)
+
+
+def test_ratings_before_an_error_are_part_of_the_cost() -> None:
+    class FullAtSecond(Opinionated):
+        num_rated = 0
+
+        def decode(self, *batch: Any, **options: Any) -> Floats:
+            self.num_rated += 1
+            if self.num_rated == 2:
+                raise ContextFullError("full", "")
+            return super().decode(*batch, **options)
+
+    oracle = partial(Route(POLICIES["oracle"], 0.0).flow, seed=0)
+    (ended,) = finished(run(oracle, [PROBLEM], PrmRater(FullAtSecond()))).values()
+    assert isinstance(ended.error, ContextFullError)
+    assert ended.reward_cost.decode_tokens == 1
 
 
 def test_a_deadline_ends_one_problem_only() -> None:

@@ -40,7 +40,7 @@ MAX_REFUSED = 20  # problems in a row
 
 @frozen
 class RewardUpdate:
-    """The response to one slot's request: the rewards (0 to 1) of the steps and their cost, or an error."""
+    """The response to one slot's request: the rewards (0 to 1) of the steps, or an error, and the cost of all ratings."""
 
     slot: int
     rewards: tuple[float, ...] = ()
@@ -276,10 +276,10 @@ class Scheduler:
         for update in updates:
             flight = self._in_flight[update.slot]
             self._refusals.note("rater", update.error)
+            flight.reward_cost += update.cost
             if update.error is not None:
                 yield self._finish(flight, update.error)
             else:
-                flight.reward_cost += update.cost
                 yield from self._resume(flight, update.rewards)
         yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
