@@ -181,9 +181,19 @@ class Engine:
             return self._decode(slots)
         except ProblemError as error:
             if len(slots) > 1:
-                return [update for slot in slots for update in self._advance([slot])]
+                return [update for slot in slots for update in self._advance_alone(slot)]
             self._failed[slot] = self._steps.pop(slot)
             return [SlotUpdate(slot, error=error)]
+
+    def _advance_alone(self, slot: int) -> list[SlotUpdate]:
+        """Decode for one slot after a batch failed. If a checkpoint was restored, first prefill again what follows it.
+
+        Otherwise, a slot that fails only when it decodes would fail in every batch, and no slot would ever advance.
+        """
+        updates = self._advance([slot])
+        while updates[-1].num_unread:
+            updates += self._advance([slot])
+        return updates
 
     def _decode(self, slots: list[int]) -> list[SlotUpdate]:
         for slot in slots:

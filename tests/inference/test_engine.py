@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hash_language import CONTROLS, HashBackend, Recording, Recurrent, finished_of, hash_engines, ticking_clock
+from hash_language import CONTROLS, HashBackend, Recording, Recurrent, Rollback, finished_of, hash_engines, ticking_clock
 from made_up_tuning import unit_costs
 from scripted_models import ByteTokenizer, Continuation, Script
 from writing import (
@@ -314,6 +314,37 @@ def test_a_deadline_ends_its_own_slot_only() -> None:
     late, other = engine.tick()
     assert (late.slot, type(late.error)) == (0, TimedOutError)
     assert (other.slot, other.text) == (1, "a")
+
+
+LONG_STEP = "52"  # a toy model that begins with a step of 8 tokens
+
+
+def failing_at(make: type[HashBackend], last: int) -> HashBackend:
+    """A model with two sequences. Nothing can be decoded in the first after position `last`."""
+
+    class Failing(make):  # type: ignore[misc, valid-type]
+        def decode(self, sequences: Any, positions: Any, tokens: Any, **options: Any) -> Floats:
+            if (0, last + 1) in zip(sequences, positions, strict=True):
+                raise ContextFullError("full", "")
+            logits: Floats = super().decode(sequences, positions, tokens, **options)
+            return logits
+
+    return Failing(LONG_STEP, num_sequences=2)
+
+
+@pytest.mark.parametrize("make", [HashBackend, Recurrent, Rollback])
+def test_a_slot_that_fails_in_a_batch_fails_alone(make: type[HashBackend]) -> None:
+    """After an error, a recurrent model reads again from the beginning of the step, in all slots."""
+    num_read = len(KvCache(make(), PromptStyle("")).prompt_ids(PROBLEM))
+    engine = make_engine("draft", failing_at(make, num_read + 3), Sampler(), instructions="", costs=None)
+    for slot in (0, 1):
+        engine.open(slot, PROBLEM)
+        engine.start(slot, WriteStep("draft", new_trace()))
+    updates = [update for _ in range(100) for update in engine.tick()]
+    (failed,) = [update for update in updates if update.error]
+    (written,) = [update.step for update in updates if update.step]
+    assert (failed.slot, type(failed.error)) == (0, ContextFullError)
+    assert written.text == write(new_engine(make(LONG_STEP)), new_trace()).text
 
 
 def test_what_a_failed_step_cost_is_known_until_it_is_stopped() -> None:
