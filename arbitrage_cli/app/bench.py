@@ -16,6 +16,7 @@ from pathlib import Path
 from arbitrage_cli.app.loop import Attempt, Stopwatch
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.run_record import RunDetails
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.app.stored_run import StoredRun, offering_to_resume
@@ -53,6 +54,16 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
+def _warnings_of_router(session: Session, items: Sequence[Item]) -> list[str]:
+    """Return a warning if the router of the run was trained on some of the problems."""
+    router = session.router.router if session.decided.router else None
+    num_known = sum(router.card.known(item.problem.question for item in items)) if router else 0
+    if router is None or not num_known:
+        return []
+    which = f"{num_known} of these {len(items)} problems"
+    return [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
+
+
 class BenchRun(StoredRun):
     """A benchmark: its attempts, those that are missing, and a result for each row in the folder. `name` is the command's."""
 
@@ -69,16 +80,16 @@ class BenchRun(StoredRun):
         self.results = list[Result]()
         self._ungraded: dict[SampleKey, str] = {}
         self._before_target = set[SampleKey]()  # attempts with an answer that was stored before the target's
-        items, warnings = selected.items, list[str]()
-        attempts = plan_attempts(items, session.routes, samples, session.concurrency)
-        if session.task.name == "free" or not all(item.gold for item in items):  # answers are compared with the target's
+        attempts = plan_attempts(selected.items, session.routes, samples, session.concurrency)
+        compares_with_target = session.task.name == "free" or not all(item.gold for item in selected.items)
+        if compares_with_target:  # so the target answers first
             attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy is not TARGET_ALONE))
-        card = session.router.router.card if session.decided.router and session.router.router else None
-        if card and (known := sum(card.known(item.problem.question for item in items))):
-            which = f"{known} of these {len(items)} problems"
-            warnings = [f"router {card.name} was trained on {which}, so its results are too optimistic"]
-        details = {"samples": samples, "warnings": warnings, "skips_attempts": name == ADVISE}
-        super().__init__(session, selected, folder, attempts, name, ends, **details)
+        details = RunDetails(
+            samples=samples,
+            skips_attempts=name == ADVISE,
+            warnings=_warnings_of_router(session, selected.items),
+        )
+        super().__init__(session, selected, folder, attempts, name, ends, details)
 
     def measure(self, attempts: Iterable[Attempt], is_kept: Callable[[AttemptRow], bool] = lambda row: True) -> None:
         """Make attempts of `todo`. Attempts whose rows are not kept count as missing."""

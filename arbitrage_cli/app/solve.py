@@ -15,8 +15,9 @@ from arbitrage_cli.app.in_order import InOrder
 from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch
 from arbitrage_cli.app.problem_source import InputLine, Problems, Source
 from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.run_record import run_of, with_loaded
 from arbitrage_cli.app.session import OpenSession, Session
-from arbitrage_cli.app.stored_run import offering_to_resume, run_of, with_loaded
+from arbitrage_cli.app.stored_run import offering_to_resume
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.rows import Item

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch
+from arbitrage_cli.app.run_record import RunDetails
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.stored_run import StoredRun
@@ -57,7 +58,7 @@ class Collection(StoredRun):
         attempts = [Attempt(item, 0, session.route) for item in selected.items]
         is_unanswered = self._by_rollouts and not all(self._golds.values())
         reward = {"kind": session.decided.settings.reward} | ({"answers": "target"} if is_unanswered else {})
-        super().__init__(session, selected, folder, attempts, COLLECT, reward=reward)
+        super().__init__(session, selected, folder, attempts, COLLECT, details=RunDetails(reward=reward))
 
     @property
     def num_states(self) -> int:
