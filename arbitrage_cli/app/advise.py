@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from arbitrage_cli.app.attempts import Attempt
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.options import AdviceOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.selection import Selection

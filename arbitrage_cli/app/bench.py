@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from arbitrage_cli.app.loop import Attempt, Stopwatch
+from arbitrage_cli.app.attempts import Attempt
+from arbitrage_cli.app.loop import Stopwatch
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.run_record import RunDetails

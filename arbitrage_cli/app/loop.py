@@ -6,85 +6,23 @@ problem is recorded as an error.
 
 import contextlib
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress, Standing
+from arbitrage_cli.app.attempts import Attempt, RunCounts
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Clock, Deadline
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
-from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
-from arbitrage_cli.runs.records import AttemptKey, tally_of, tau_in_json
-from arbitrage_cli.runs.results import SampleKey
+from arbitrage_cli.runs.records import tally_of
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import Fields, Finished, Limits, Started, Trace, frozen
-
-
-class RunCounts:
-    """The counts of a run, of which each route has `planned` attempts. The run stops at `ends`. `label` names a route."""
-
-    def __init__(
-        self,
-        title: str,
-        routes: Sequence[Route],
-        planned: int,
-        ends: float = math.inf,
-        label: Callable[[Route], str] = lambda route: route.label,
-    ) -> None:
-        self._title, self._planned, self._ends, self.label = title, planned, ends, label
-        self._ended: dict[Route, dict[SampleKey, tuple[float | None, bool]]] = {route: {} for route in routes}
-        """The seconds of each attempt, or None if it failed, and whether its answer is correct."""
-
-    def add(self, route: Route, row: Any) -> None:
-        seconds = row.took if row.status == "done" else None
-        self._ended[route][row.id, row.sample] = seconds, row.verdict[0] == "correct"
-
-    def now(self) -> RunProgress:
-        standings = list(map(self._standing, self._ended))
-        finished = sum(standing.tried for standing in standings)
-        return RunProgress(self._title, finished, self._planned * len(standings), standings, self._ends)
-
-    def _standing(self, route: Route) -> Standing:
-        ended = self._ended[route].values()
-        done = [seconds for seconds, _ in ended if seconds is not None]
-        return Standing(self.label(route), self._planned, len(ended), len(done), sum(right for _, right in ended), sum(done))
-
-
-@frozen
-class Attempt:
-    """One attempt to solve a problem, in at most `seconds`. Problems of one `block` may be solved at once.
-
-    `is_alone` is true if llama.cpp crashed while it solved the problem.
-    """
-
-    item: Item
-    sample: int
-    route: Route
-    block: int = 0
-    seconds: float | None = None
-    is_alone: bool = False
-
-    @property
-    def id(self) -> str:
-        return self.item.problem.id
-
-    @property
-    def key(self) -> AttemptKey:
-        return self.id, self.sample, self.route.policy.name, tau_in_json(self.route.tau)
-
-
-def missing(attempts: Sequence[Attempt], statuses: Mapping[AttemptKey, str]) -> list[Attempt]:
-    """Return the attempts that have no row, followed by the attempts that ended in an error."""
-    new = [attempt for attempt in attempts if attempt.key not in statuses]
-    return new + [attempt for attempt in attempts if statuses.get(attempt.key) == "error"]
+from arbitrage_cli.types import Event, Fields, Finished, Limits, Started, Trace
 
 
 @dataclass(slots=True)
@@ -97,13 +35,16 @@ class Stopwatch:
     program_seconds: float | None = None  # outside the models and the policy
     _began: tuple[float, float] = (0.0, 0.0)
 
-    def begin(self, now: float, timed: float) -> None:
-        self._began = now, timed
+    def begin(self, seconds: float, timer_seconds: float) -> None:
+        """Start. The arguments are the time of the run so far, by the clock of attempts and by `timer`."""
+        self._began = seconds, timer_seconds
 
-    def end(self, finished: Finished, now: float, timed: float) -> None:
-        model_seconds = tally_of(finished).seconds
-        self.seconds = now - self._began[0]
-        self.program_seconds = max(0.0, timed - self._began[1] - model_seconds - self.router_seconds)
+    def end(self, finished: Finished, seconds: float, timer_seconds: float) -> None:
+        """Stop. The arguments are those of `begin`."""
+        began, timer_began = self._began
+        self.seconds = seconds - began
+        elsewhere = tally_of(finished).seconds + self.router_seconds
+        self.program_seconds = max(0.0, timer_seconds - timer_began - elsewhere)
 
     def follow(self, flow: Flow) -> Flow:
         """Yield a flow's requests, and measure the time from each response to the next request."""
@@ -164,21 +105,34 @@ class Loop:
         """Store, count and show the result of an attempt."""
         if self.store:
             self.store.started.end(attempt.id)
-        timing = self._timings.pop(attempt.id) if attempt.id in self._timings else Stopwatch()
+        timing = self._timings.pop(attempt.id, None) or Stopwatch()
         row = self.row(attempt, finished, timing)
         if row is not None:
-            if conditions := {**self.conditions, **({"alone": True} if attempt.is_alone else {})}:
+            conditions = dict(self.conditions)
+            if attempt.is_alone:
+                conditions["alone"] = True
+            if conditions:
                 row = row.model_copy(update={"conditions": conditions})
-            with noted_signals():  # a row is both stored and counted, or neither
-                if self.store:
-                    self.store.append(row)
-                self.kept(row)
-                if self.counts:
-                    self.counts.add(attempt.route, row)
+            self._keep(attempt, row)
         if self.counts:
-            (verdict, detail), took = row.verdict if row else ("stopped", ""), row.took if row else None
-            shown = AttemptEnded(attempt.id, self.counts.label(attempt.route), verdict, detail, took, self.counts.now())
+            verdict, detail = row.verdict if row else ("stopped", "")
+            shown = AttemptEnded(
+                attempt.id,
+                self.counts.label(attempt.route),
+                verdict,
+                detail,
+                seconds=row.took if row else None,
+                progress=self.counts.now(),
+            )
             self.display.handle(shown)
+
+    def _keep(self, attempt: Attempt, row: Any) -> None:
+        with noted_signals():  # a row is both stored and counted, or neither
+            if self.store:
+                self.store.append(row)
+            self.kept(row)
+            if self.counts:
+                self.counts.add(attempt.route, row)
 
     def _unless_crashed(
         self, attempts: Iterable[Attempt], crashes: Mapping[str, int], alone: list[Attempt]
@@ -197,28 +151,39 @@ class Loop:
             return
         jobs = map(self._job, itertools.chain([first], attempts))
         events = self.scheduler(first).run(jobs, self.is_ready, self._refusals)
-        now = timed = 0.0
         with contextlib.closing(events):
-            while True:
-                began, timer_began = self.clock(), self.timer()
-                event = next(events, None)
-                timed += self.timer() - timer_began
-                now += self.clock() - began  # without the time in which a row is made, stored and shown
-                if event is None:
-                    return
+            for event, seconds, timer_seconds in self._timed(events):
                 attempt = self.in_flight[event.trace.problem.id]
                 if isinstance(event, Started):
-                    self._timings[attempt.id].begin(now, timed)
-                    if self.store:
-                        self.store.started.begin(attempt.id)
-                    label = self.counts.label(attempt.route) if self.counts else attempt.route.label
-                    self.display.handle(AttemptStarted(attempt.id, label))
+                    self._timings[attempt.id].begin(seconds, timer_seconds)
+                    self._begin(attempt)
                 self.display.handle(event)
                 if isinstance(event, Finished):
-                    self._timings[attempt.id].end(event, now, timed)
+                    self._timings[attempt.id].end(event, seconds, timer_seconds)
                     self.end(attempt, event)
                     del self.in_flight[attempt.id]
                     yield attempt
+
+    def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float, float]]:
+        """Yield each event with the seconds so far, by `clock` and by `timer`.
+
+        They exclude the time in which the caller makes, stores and shows a row.
+        """
+        seconds = timer_seconds = 0.0
+        while True:
+            began, timer_began = self.clock(), self.timer()
+            event = next(events, None)
+            timer_seconds += self.timer() - timer_began
+            seconds += self.clock() - began
+            if event is None:
+                return
+            yield event, seconds, timer_seconds
+
+    def _begin(self, attempt: Attempt) -> None:
+        if self.store:
+            self.store.started.begin(attempt.id)
+        label = self.counts.label(attempt.route) if self.counts else attempt.route.label
+        self.display.handle(AttemptStarted(attempt.id, label))
 
     def _job(self, attempt: Attempt) -> Job:
         self.in_flight[attempt.id] = attempt

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+from arbitrage_cli.app.attempts import missing
 from arbitrage_cli.app.bench import plan_attempts
-from arbitrage_cli.app.loop import missing
 from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.resume import check_data_set
 from arbitrage_cli.app.selection import Selection

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Stopwatch, missing
+from arbitrage_cli.app.attempts import Attempt, RunCounts, missing
+from arbitrage_cli.app.loop import Loop, Stopwatch
 from arbitrage_cli.app.run_record import RunDetails, run_of, with_loaded
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session

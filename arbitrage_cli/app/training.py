@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch
+from arbitrage_cli.app.attempts import Attempt
+from arbitrage_cli.app.loop import Loop, Stopwatch
 from arbitrage_cli.app.run_record import RunDetails
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session

@@ -17,8 +17,8 @@ from pairs_file import add_pair
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
+from arbitrage_cli.app.attempts import Attempt
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.request import ask_to_compare
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
