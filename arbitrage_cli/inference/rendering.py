@@ -14,7 +14,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_RENDERED_CHARS = 100_000
 
 PROMPT_DATE = date(2024, 7, 26)  # for templates; fixed, because a prompt must not change from day to day
-UNUSED = {"tools": None, "documents": None}  # transformers sets these variables too, and some templates test `tools is none`
+DEFAULTS = {"tools": None, "documents": None, "bos_token": "", "eos_token": ""}
+"""The variables that every template has, as in transformers (`tools is none` is true) and in llama.cpp (`bos_token + "a"`)."""
 
 
 class _RefusedError(Exception):
@@ -34,7 +35,7 @@ def _outcome(template: str, arguments: str) -> tuple[str, str]:
     try:
         parts = []
         size = 0
-        values = {**UNUSED, **variables, "messages": messages, "add_generation_prompt": True}
+        values = {**DEFAULTS, **variables, "messages": messages, "add_generation_prompt": True}
         for part in _sandbox().from_string(template).generate(values):
             size += len(part)
             if size > MAX_RENDERED_CHARS:

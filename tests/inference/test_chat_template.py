@@ -105,6 +105,13 @@ def test_templates_that_test_whether_there_are_tools_or_documents(name: str) -> 
     assert text(prompt.segments(Problem("", "q"))) == "q none"
 
 
+def test_a_vocabulary_may_lack_the_tokens_that_a_template_adds() -> None:
+    template = "{{ bos_token + messages[-1].content + eos_token }}"
+    for variables, shown in (({}, "q"), ({"bos_token": "<s>", "eos_token": "</s>"}, "<s>q</s>")):
+        prompt = ChatPrompt(template, [], style=PromptStyle(""), variables=variables)
+        assert text(prompt.segments(Problem("", "q"))) == shown
+
+
 def test_templates_that_mark_what_the_assistant_writes() -> None:
     block = "{% for m in messages %}{% if m.role == 'assistant' %}BEGIN{{ m.content }}END{% else %}{{ m.content }}{% endif %}|{% endfor %}"
     marked = block.replace("BEGIN", "{%- generation -%}").replace("END", "{%- endgeneration -%}")
