@@ -85,8 +85,8 @@ class LiveScreen:
         try:  # not from COLUMNS and LINES, which may be out of date
             columns, rows = os.get_terminal_size(self._stream.fileno())
         except (OSError, ValueError):
-            columns, rows = FALLBACK_SIZE
-        return max(columns, 8), max(rows, 2)
+            columns, rows = 0, 0
+        return max(columns or FALLBACK_SIZE[0], 8), max(rows or FALLBACK_SIZE[1], 2)  # terminals of unknown size have 0
 
 
 class _Echo:
