@@ -196,7 +196,7 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> 
     if tau is None and policy.default_tau is not None:
         return policy.default_tau
     if policy.needs_router:
-        resolved = available.table.resolve(tau or DEFAULT_TAU)
+        resolved = available.table.resolve(DEFAULT_TAU if tau is None else tau)
     elif tau is None:
         hint = f"use a policy such as {policy.name}@0.5"
         raise UsageError(f"policy {policy.name} needs a tau and has no default tau", hint, option="tau")

@@ -9,10 +9,11 @@ from made_up_tuning import pair_costs, unit_costs
 from small_routers import CHEAP_DRAFT, make_table, write_router
 
 from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import AvailableRouter, make_route, route_or_target_alone
+from arbitrage_cli.routing.route import AvailableRouter, make_route, parse_route, route_or_target_alone
 from arbitrage_cli.routing.router import Router, load
 
 SLOW_DRAFT = pair_costs(0.9, 1.0, prefill=0.5)
@@ -37,6 +38,13 @@ def test_a_tau_that_escalates_every_step_is_the_target_alone(
     )
     assert (route.policy.name, route.tau) == (policy, None if policy == "target" else 0.0)
     assert warning is not None
+
+
+def test_an_empty_tau_is_refused(tmp_path: Path) -> None:
+    for name in ("arbitrage@", "entropy@"):
+        policy, tau = parse_route(name)
+        with pytest.raises(UsageError):
+            make_route(policy, tau, available_router(tmp_path))
 
 
 @pytest.mark.parametrize(("is_default", "name"), [(True, "target"), (False, "arbitrage@careful")])
