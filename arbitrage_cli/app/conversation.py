@@ -145,6 +145,6 @@ class RoutedConversation:
 
     def _show(self, route: Route) -> None:
         if (route, route.tau_name) != self._shown:
-            run = self._session.run_info(num_problems=1, route=route)
+            run = replace(self._session.run_info(num_problems=1, route=route), needs_answer=False)
             self._display.begin(replace(run, descriptions={}, names={}) if self._are_models_shown else run)
             self._shown, self._are_models_shown = (route, route.tau_name), True

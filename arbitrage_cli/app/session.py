@@ -159,6 +159,7 @@ class Session:
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,
+            needs_answer=self.task.name != "free",
             is_known=is_exercise if has_built_in else lambda question: True,
             bill=self.decided.bill,
         )

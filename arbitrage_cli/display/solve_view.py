@@ -168,9 +168,9 @@ class SolveView:
         ending = wording.ending(finished)
         if found and not ending and self._run.answers_follow and self._run.concurrency == 1:
             return []
-        parts = [("no answer found", "yellow")]
+        parts = [("no answer found", "yellow")] if self._run.needs_answer else []
         if found:
             parts = [("answer ", "bold"), (wording.in_one_line(found), "bold green")]
         if ending:
-            parts.append((f" ({ending})", "yellow"))
-        return [*parts, ("; ", "dim")]
+            parts.append((f" ({ending})" if parts else ending, "yellow"))
+        return [*parts, ("; ", "dim")] if parts else []

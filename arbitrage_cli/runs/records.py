@@ -69,6 +69,7 @@ class RunInfo:
     thoughts_tau: float | None = None  # threshold for thoughts if it differs from the route's
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
+    needs_answer: bool = True  # a solution without an answer is incomplete
     is_known: Callable[[str], bool] = lambda question: True  # false if the built-in models do not know such questions
     explain: Explain | None = None
     bill: Callable[[Finished], Bill | None] = lambda finished: None

@@ -49,7 +49,8 @@ def test_the_built_in_pair_answers_each_question_alone() -> None:
 
 
 def test_the_answer_is_what_the_task_finds() -> None:
-    assert chat("/policy target", QUESTION, flags=("--task", "free")).out.count("=") > 1
+    result = chat("/policy target", QUESTION, flags=("--task", "free"))
+    assert (result.out.count("=") > 1, "no answer found" in result.err) == (True, False)
 
 
 def test_a_command_that_takes_no_value_ignores_one() -> None:

@@ -1,6 +1,7 @@
 """The live view of problems: in a terminal with the scripted models, and driven by made-up events on an emulated screen."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -184,6 +185,22 @@ def test_a_number_stays_beside_its_unit(make_view: MakeView, columns: int) -> No
     rows = [line.split() for line in view.screen.lines]
     assert sum(row.count("s") + row.count("s,") + row.count("s;") for row in rows) >= 4
     assert [row for row in rows if row and row[0] in ("s", "s,", "s;")] == []
+
+
+def test_a_terminal_of_unknown_size_is_not_a_narrow_one(make_view: MakeView) -> None:
+    view = make_view()
+    view.screen.size = os.terminal_size((0, 0))
+    view.decide(view.start(), accept())
+    assert any("0.20 ≤ 1.00" in line for line in view.screen.lines)
+
+
+@pytest.mark.parametrize("needs_answer", [False, True])
+def test_only_a_solution_that_needs_an_answer_lacks_one(make_view: MakeView, *, needs_answer: bool) -> None:
+    view = make_view(run=replace(RUN, needs_answer=needs_answer))
+    trace = view.start()
+    view.decide(trace, accept("A router hums softly.", stop="end"))
+    view.display.handle(finish(trace))
+    assert ("no answer found" in view.screen.text) == needs_answer
 
 
 def test_the_facts_of_a_step_are_indented_in_a_narrow_terminal(make_view: MakeView) -> None:
