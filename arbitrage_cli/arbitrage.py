@@ -103,16 +103,18 @@ def arbitrage(trace: Trace, scorer: Scorer, tau: float, phase: Phase | None = No
     while not trace.finished and phase in (None, trace.phase):
         draft: Step = yield WriteStep("draft", trace, early_stop=early_stop)
         score = yield from scorer.score(trace, draft)
-        is_loop = (draft.stop == "loop" or _is_third(trace, draft)) and tau < math.inf
-        if score > tau or draft.stop == "early" or is_loop:  # escalate
+        is_loop = draft.stop == "loop" or _repeats_thoughts(trace, draft)
+        if score > tau or draft.stop == "early" or (is_loop and tau < math.inf):  # escalate
             target: Step = yield WriteStep("target", trace, proposal=draft)
             trace.add(Decision(kept=target, draft=draft, target=target, score=score))
         else:  # accept
             trace.add(Decision(kept=draft, draft=draft, score=score))
 
 
-def _is_third(trace: Trace, draft: Step) -> bool:
-    return draft.phase == "think" and [decision.kept.text for decision in trace.decisions[-2:]] == [draft.text] * 2
+def _repeats_thoughts(trace: Trace, draft: Step) -> bool:
+    """Return whether a thinking step equals the previous two."""
+    previous = [decision.kept.text for decision in trace.decisions[-2:]]
+    return draft.phase == "think" and previous == [draft.text, draft.text]
 
 
 def oracle(trace: Trace, tau: float) -> Flow:
@@ -134,8 +136,10 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
     """Let one model write every step, optionally with token-level speculative decoding (arXiv 2211.17192)."""
     while not trace.finished:
         step: Step = yield WriteStep(model, trace, speculates=speculates, until_end=True)
-        draft, target = (step, None) if model == "draft" else (None, step)
-        trace.add(Decision(kept=step, draft=draft, target=target))
+        if model == "draft":
+            trace.add(Decision(kept=step, draft=step))
+        else:
+            trace.add(Decision(kept=step, target=step))
 
 
 def relaxed(trace: Trace, tau: float) -> Flow:

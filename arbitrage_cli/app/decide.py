@@ -367,17 +367,23 @@ def _warnings(
         yield f"{host}: problems are sent unencrypted (http); use https"
     if available.is_universal and named.router is None and any(policy.needs_router for policy in policies):
         yield UNIVERSAL
-    checker, draft, target = (models[role].setup if role in models else None for role in ("check", *WRITING))
+    yield from _warnings_about_models(request, {role: one.setup for role, one in models.items()})
+    if request.concurrency > 1:
+        if any(policy.speculates and not policy.shares_token_ids for policy in policies):
+            yield NO_SPECULATION
+        if any(policy.shares_token_ids for policy in policies):
+            yield RELAXED_ALONE
+
+
+def _warnings_about_models(request: Request, models: ByRole[ModelSetup]) -> Iterator[str]:
+    named = request.named
+    checker, draft, target = models.get("check"), models.get("draft"), models.get("target")
     if checker and draft and (checker.name, checker.sha256) == (draft.name, draft.sha256):
         yield "the checker is the draft, so they make the same mistakes; use another --check model, or omit --check"
-    if request.task.name == "choice" and checker:
+    if checker and request.task.name == "choice":
         yield CHOICE_LOSES
     if named.priced and not named.price:
         priced = " and the ".join("checker" if role == "check" else role for role in named.priced)
         yield f"the price of the {priced} is not used, because the pair's target has no price"
-    if draft and target and 0 < (target.size or 0) < (draft.size or 0):
+    if draft and target and draft.size and target.size and target.size < draft.size:
         yield "the draft's file is larger than the target's; --draft should be the fast model"
-    if request.concurrency > 1 and any(policy.speculates and not policy.shares_token_ids for policy in policies):
-        yield NO_SPECULATION
-    if request.concurrency > 1 and any(policy.shares_token_ids for policy in policies):
-        yield RELAXED_ALONE

@@ -21,7 +21,7 @@ from arbitrage_cli.serving.late_model import LateModel
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
-from arbitrage_cli.types import RequestEnded
+from arbitrage_cli.types import RequestEnded, ServingEvent
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CHARS_PER_TOKEN = 16  # above the average of any text
@@ -50,12 +50,13 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
         names = late.offered(defaults.policies) if late else list(defaults.policies)
         display.begin(ServerInfo(url, names, run))
         display.result(url)
-        service.run(
-            bound,
-            lambda event: display.handle(
-                replace(event, bill=run.bill(event.finished)) if isinstance(event, RequestEnded) else event
-            ),
-        )
+
+        def show(event: ServingEvent) -> None:
+            if isinstance(event, RequestEnded):
+                event = replace(event, bill=run.bill(event.finished))
+            display.handle(event)
+
+        service.run(bound, show)
         display.end()
 
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import groupby
 
 from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
@@ -111,7 +111,9 @@ def _rule(run: RunInfo) -> list[str]:
 def request(ended: RequestEnded) -> str:
     """Return a line about a request, such as `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); ...; 3.21 s`."""
     trace, error = ended.finished.trace, ended.finished.error
-    end = ended.end or (" ".join(filter(None, (str(error), error.hint and f"({error.hint})"))) if error else "")
+    end = ended.end
+    if error and not end:
+        end = f"{error} ({error.hint})" if error.hint else str(error)
     work = f"{trace.problem.id}, {ended.model}: {summary(tally_of(ended.finished)) or 'no tokens'}"
     return one_line(joined(work, end, f"{ended.seconds:.2f} s", price(ended.bill)))
 
@@ -156,9 +158,14 @@ def discarded(check: Check) -> Iterator[tuple[str, str]]:
 
 def _further_solutions(check: Check) -> Iterator[str]:
     """Yield the text of each further solution of the draft. Only the last solution may be incomplete."""
-    ended = accumulate((step.stop == "end" for step in check.further), initial=0)
-    for _, steps in groupby(zip(check.further, ended, strict=False), lambda pair: pair[1]):
-        yield "".join(step.text for step, _ in steps)
+    texts: list[str] = []
+    for step in check.further:
+        texts.append(step.text)
+        if step.stop == "end":
+            yield "".join(texts)
+            texts = []
+    if texts:
+        yield "".join(texts)
 
 
 def checked(check: Check) -> str:
