@@ -5,6 +5,7 @@ numbers, upright fonts, units in brackets, and variable names.
 """
 
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 
@@ -44,18 +45,23 @@ class Extracted:
 
 IN_BOX = "the last \\boxed{}"
 LAST_NUMBER = "the last number"
-_PHRASE = re.compile(
-    r"(?:\bthe (?:final |correct )?answer(?: is\b| ?:)|\bfinal answer(?: is\b| ?:)|^[ *#]*answer ?:|^####)[ *_:]*",
-    re.IGNORECASE | re.MULTILINE,
+_PHRASE = r"\bthe (?:final |correct )?answer(?: is\b| ?:)|\bfinal answer(?: is\b| ?:)|^[ *#]*answer ?:|^####"
+_OPTION_PHRASE = r"\b(?:correct|right|best) (?:answer|option|choice|answer choice)(?: is\b| ?:)"
+_BEFORE_ANSWER, _BEFORE_OPTION = (
+    re.compile(f"(?:{phrase})[ *_:]*", re.IGNORECASE | re.MULTILINE) for phrase in (_PHRASE, f"{_PHRASE}|{_OPTION_PHRASE}")
 )
 # A sign, or the point of .5, does not follow a word or a number, as in 5-3, step.5 and 1.2.3.
 _SIGN = r"(?:(?<![0-9A-Za-z)}\]])[-\u2212\u2013](?:(?<!\$.)\\?\$)?)?"
 _POINT = r"(?<![0-9A-Za-z.)}\]])\."
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
+_SUPERSCRIPT = "[\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
+_EXPONENT = rf"(?:\^\{{[-\u2212]?[0-9]+\}}|\^[-\u2212]?[0-9]+|{_SUPERSCRIPT})"
+_TIMES = r" ?(?:\\times|\\cdot|[\u00d7\u00b7*x]) ?"
+# An exponent belongs to the number before it, as in 10^3. Otherwise, as in cm^2, it is skipped.
 _NUMBER = re.compile(
-    rf"{_SIGN}(?:\\[dt]?frac\{{-?[0-9]+\}}\{{[0-9]+\}}"
+    rf"{_EXPONENT}|(?P<number>{_SIGN}(?:\\[dt]?frac\{{-?[0-9]+\}}\{{[0-9]+\}}"
     rf"|(?:(?<![0-9A-Za-z.)}}\]])[0-9]+(?:\.[0-9]+)?|{_POINT}[0-9]+)[eE][-+\u2212]?[0-9]{{1,3}}(?![0-9A-Za-z])"
-    rf"|(?:{_INTEGER}(?:\.[0-9]+)?|{_POINT}[0-9]+)(?:/[0-9]+)?(?:\\?%)?)"
+    rf"|(?:{_INTEGER}(?:\.[0-9]+)?|{_POINT}[0-9]+)(?:(?:{_TIMES}10)?{_EXPONENT}|(?:/[0-9]+)?(?:\\?%)?)))"
 )
 _ENCLOSED = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\b[ap]\.m)[.!?](?=\s|$)")
@@ -71,12 +77,22 @@ def final_answer(text: str) -> Extracted:
     if (boxed := boxed_answer(text)) is not None:
         return Extracted(boxed, IN_BOX)
     text = text[-_MAX_SEARCHED:]
-    for phrase in reversed(list(_PHRASE.finditer(text))):
-        if sentence := _sentence_at(text, phrase.end()):
-            return Extracted(sentence, f'after "{phrase[0].strip(" *_:").lower()}"')
-    if numbers := _NUMBER.findall(text):
+    if stated := next(_statements(text, _BEFORE_ANSWER), None):
+        return stated
+    if numbers := [found["number"] for found in _NUMBER.finditer(text) if found["number"]]:
         return Extracted(numbers[-1], LAST_NUMBER)
     return Extracted(None, 'no \\boxed{}, "the answer is" or number')
+
+
+def stated_choices(text: str) -> Iterator[str]:
+    """Yield the texts that follow phrases such as "the answer is" and "the correct option is", the last one first."""
+    yield from (str(found.answer) for found in _statements(text[-_MAX_SEARCHED:], _BEFORE_OPTION))
+
+
+def _statements(text: str, phrases: re.Pattern[str]) -> Iterator[Extracted]:
+    for phrase in reversed(list(phrases.finditer(text))):
+        if sentence := _sentence_at(text, phrase.end()):
+            yield Extracted(sentence, f'after "{phrase[0].strip(" *_:").lower()}"')
 
 
 def states_answer(text: str) -> bool:
@@ -171,8 +187,9 @@ def _numbers(text: str, separator: str) -> list[str]:
 _CHARACTERS = str.maketrans(
     dict(zip("\u2212\u2013\u2018\u2019\u2032~\u00a0\u2009\u202f\t\r\n", "--'''       ", strict=True))
     | {"\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u221a": "\\sqrt ", "\u03c0": "\\pi ", "\u221e": "\\infty ", "\0": ""}
-    | {"\u00b0": "^{\\circ}", "\u00b2": "^{2}", "\u00b3": "^{3}", "\u00b1": "\\pm ", "\u200b": ""}
+    | {"\u00b0": "^{\\circ}", "\u00b1": "\\pm ", "\u200b": ""}
 )
+_DIGITS = str.maketrans("\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "-0123456789")
 _WORDS = r"(?!(?:or|and|if|to|for|plus|minus|mod|[ap]\.? ?m)\b)[A-Za-z](?:[A-Za-z .'/-]*[A-Za-z.])?"
 _UNIT = rf"(?:\\text\{{ ?{_WORDS} ?\}}(?:\^\{{?[23]\}}?)?|\({_WORDS}\)|(?<= )(?=[A-Za-z]{{3}}|[cmk]m$|kg$|ft$){_WORDS})"
 _SPELLINGS = (
@@ -186,6 +203,8 @@ _SPELLINGS = (
     (r"([0-9]) ?(?:to|:|\\text\{ ?(?:to|:) ?\}) ?(?=[0-9]+$)", r"\1:"),  # 5 to 6
     (r"^[ =*]+|[ .,;:*]+$", ""),
     (r" +", " "),
+    (r"\^(-[0-9]+|[0-9]{2,})", r"^{\1}"),  # 10^-3 and 10^12, of which LaTeX raises only one character
+    (r"(?<=[0-9]) ?[*x] ?(?=10\^)", r"\\times "),  # 1.5 x 10^3
     (r"^(?:\\text)?\{([^{}]*[0-9][^{}]*)\}$", r"\1"),
     (r" ?\^ ?(?:\{ ?\\circ ?\}|\\circ)$", ""),
     (r" percent(?:age)?$", r"\\%"),
@@ -201,7 +220,7 @@ _NAME = re.compile(rf"^(?:(?:{_SYMBOL}|(?:[-+*/^0-9.,(){{}} ]|\\(?:times|cdot|di
 
 def normalise(text: str) -> str:
     """Normalize an answer: remove math delimiters, and write `\\frac` for its variants and `\\text` for upright fonts."""
-    text = text.translate(_CHARACTERS)
+    text = re.sub(_SUPERSCRIPT, lambda found: f"^{{{found[0].translate(_DIGITS)}}}", text).translate(_CHARACTERS)
     for pattern, replacement in _SPELLINGS:
         text = re.sub(pattern, replacement, text)
     return text

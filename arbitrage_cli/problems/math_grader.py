@@ -18,7 +18,7 @@ from arbitrage_cli.problems.answers import IN_BOX, compare, final_answer, gold_a
 from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.types import Fields, Grade
 
-RULES_VERSION = 4  # incremented whenever a change may affect grades
+RULES_VERSION = 5  # incremented whenever a change may affect grades
 
 # Outcomes that decide nothing, but that a retry would not change
 _UNDECIDED: Mapping[str, str] = {

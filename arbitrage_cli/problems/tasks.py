@@ -12,7 +12,7 @@ from arbitrage_cli.errors import ProblemError, unknown
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.problems import code, math_grader
-from arbitrage_cli.problems.answers import IN_BOX, boxed_answer, final_answer, states_answer
+from arbitrage_cli.problems.answers import boxed_answer, stated_choices, states_answer
 from arbitrage_cli.problems.rows import Form, InputRow, UnusableError, check_texts
 from arbitrage_cli.types import Fields, Grade, Json, frozen
 
@@ -64,9 +64,8 @@ class Task:
 
     def may_be_complete(self, text: str) -> bool:
         """Return whether a solution that follows the task's instructions may be complete. In task `free`, each may be."""
-        if self.has_answers:
-            return states_answer(text)
-        return self.name == FREE.name or self.find_answer(text) is not None
+        is_found = self.name == FREE.name or self.find_answer(text) is not None
+        return is_found or (self.has_answers and states_answer(text))
 
     def same_answer(self, grader: Grader, text: str, other: str) -> bool | None:
         """Return whether the final answer of a solution equals that of another, or None if they cannot be compared.
@@ -110,10 +109,18 @@ _LETTER_IN_BOX = _letter_before(rf"{_AFTER_A_LETTER}|\s+\d")
 
 
 def find_letter(text: str) -> str | None:
-    """Return the letter at the start of the final answer, as in `B`, `(B)`, `B. seven` or `option B`."""
-    final = final_answer(text)
-    letter = _LETTER_IN_BOX if final.how == IN_BOX else _LETTER
-    found = letter.match(final.answer or "")
+    """Return the letter at the start of the final answer, as in `B`, `(B)`, `B. seven` or `option B`.
+
+    Without a box, this is the last answer that the text states and that begins with a letter.
+    """
+    boxed = boxed_answer(text)
+    if boxed is not None:
+        return _letter_in(boxed, _LETTER_IN_BOX)
+    return next(filter(None, (_letter_in(stated, _LETTER) for stated in stated_choices(text))), None)
+
+
+def _letter_in(answer: str, letter: re.Pattern[str]) -> str | None:
+    found = letter.match(answer)
     return found[found.lastindex or 0] if found else None
 
 
@@ -146,8 +153,9 @@ def _read_choices(row: InputRow) -> tuple[str, Json]:
 
 
 def _letter_of(answer: Any, letters: str, labels: list[Any]) -> str:
-    if answer in labels:
-        return letters[labels.index(answer)]
+    names = [str(label) for label in labels]  # ARC has labels such as "2", and other data sets the number 2
+    if isinstance(answer, str | int) and str(answer) in names:
+        return letters[names.index(str(answer))]
     if type(answer) is int and 0 <= answer < len(letters):
         return letters[answer]
     raise UnusableError("answer: expected the label or the index of a choice")
@@ -172,7 +180,7 @@ CHOICE = Task(
     "Please reason step by step, and put the letter of the right answer within \\boxed{}.",
     find_letter,
     lambda: nullcontext(AnswerGrader(_grade_choice)),
-    lambda: "choice 4",
+    lambda: "choice 5",
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read_choices),
         Form("choice", frozenset(("question", "choices", "answerKey")), _read_choices),

@@ -102,6 +102,8 @@ def test_rows_that_cannot_be_read_are_refused(broken: dict[str, Any]) -> None:
         ({"text": ["x", "y", "z"], "label": [1, 2, 3]}, 3, "C"),
         ({"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "2", "B"),
         ({"text": ["x", "y", "z"], "label": ["A", "B", "C"]}, 2, "C"),
+        ({"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, 2, "B"),
+        ({"text": ["x", "y", "z"], "label": [1, 2, 3]}, "2", "B"),
         ({"text": ["x", "y", "z"]}, 0, "A"),
     ],
 )
@@ -217,7 +219,10 @@ def test_a_function_of_the_name_of_a_test_is_graded() -> None:
         ("The answer is option A because it is.", "A"), ("\\boxed{\\mathbb{R}}", None), ("\\boxed{\\{B\\}}", None),
         ("\\boxed{\\text{A train}}", None), ("\\boxed{\\textbf{I think}}", None), ("\\boxed{$Bx$}", None),
         ("The answer is choice I made.", None), ("The answer is options Because", None), ("The answer is optional.", None),
-        ("\\boxed{OptionB}", None),
+        ("\\boxed{OptionB}", None), ("The correct option is B.", "B"), ("The correct choice is (B) 7.", "B"),
+        ("**Best answer:** C", "C"), ("The right answer choice is:\n\n**D) 12**", "D"), ("The best option is to wait.", None),
+        ("The answer is B. The best option is clear.", "B"), ("The answer is A? No, the correct option is B.", "B"),
+        ("The correct option is B. \\boxed{C}", "C"), ("The correct option is A 12 km walk.", None),
     ],
 )  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:
