@@ -104,7 +104,7 @@ def advise(
     """
     with (
         RunFolder(path, fresh=advice.fresh) as folder,
-        open_session(display, limit=COSTS_TIME * 60 * advice.minutes) as session,
+        open_session(display, cost_seconds=COSTS_TIME * 60 * advice.minutes) as session,
     ):
         # In a pseudo-random order, the first problems are a representative sample.
         drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())

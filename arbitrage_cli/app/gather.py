@@ -50,18 +50,18 @@ def fetch_and_gather(
     request: Request,
     display: Display,
     open_served: OpenServed,
-    limit: float | None = None,
+    cost_seconds: float | None = None,
 ) -> RequestFacts:
     """Return the facts about the request's models, after missing files are downloaded and missing costs are measured.
 
     If the request continues a run that has all these models, none is measured. The servers of the run's models are not asked.
-    The probes take at most `limit` seconds.
+    The probes take at most `cost_seconds`.
     """
     known = request.began.run.decided.models if request.began else {}
     sources = _with_models_of_run(request, request.models_for(request.asked))
     paths = fetch(sources, display, offline=request.options.offline)
     refuse_other_token_ids(request.asked, {role: local_files(path) for role, path in paths.items()})
-    measured = None if paths.keys() <= known.keys() else measure_missing(request, paths, display, limit)
+    measured = None if paths.keys() <= known.keys() else measure_missing(request, paths, display, cost_seconds)
     return gather(request, measured, lambda role: None if role in known else open_served(role))
 
 
@@ -223,12 +223,12 @@ def measure_missing(
     request: Request,
     found: ByRole[str],
     display: Display,
-    limit: float | None,
+    cost_seconds: float | None,
 ) -> ByRole[Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
     Costs are measured only if a policy of the request depends on them or is compared with others. The costs of a checker are
-    measured only for a policy that uses it. `limit` is the maximum time for the probes, in seconds. A disturbed measurement
+    measured only for a policy that uses it. `cost_seconds` is the maximum time for the probes. A disturbed measurement
     does not replace known costs.
     """
     load = request.named.load
@@ -243,9 +243,9 @@ def measure_missing(
     is_needed = request.compares or any(depends_on_costs)
     if not is_needed or not {"draft", "target"} <= paths.keys() or known.keys() == paths.keys():
         return known
-    seconds = math.ceil(limit or PROBE_SECONDS)
+    seconds = math.ceil(cost_seconds or PROBE_SECONDS)
     display.tell(f"measuring the token costs of these models on this machine, which takes up to {seconds} s")
-    measured = measure_and_keep(paths, load, display.loading, display.note, limit)
+    measured = measure_and_keep(paths, load, display.loading, display.note, cost_seconds)
     return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
 
 

@@ -47,12 +47,14 @@ class OpenModels:
     writing: WriterOptions
     writers: Writers
 
-    def __init__(self, plan: Plan, open_served: Callable[[ModelRole], RemoteModel | None], most: int | None) -> None:
-        """Choose the concurrency, at most `most`. A model for which `open_served` returns None stays absent."""
+    def __init__(
+        self, plan: Plan, open_served: Callable[[ModelRole], RemoteModel | None], max_concurrency: int | None
+    ) -> None:
+        """Choose the concurrency, at most `max_concurrency`. A model for which `open_served` returns None stays absent."""
         self._plan, self._decided, self._open_served = plan, plan.setup, open_served
         self._stack = contextlib.ExitStack()
         self.by_role = {}
-        self.concurrency = min(plan.concurrency, most or plan.concurrency)
+        self.concurrency = min(plan.concurrency, max_concurrency or plan.concurrency)
         paths = [path for source in plan.sources.values() for path in local_files(source)]
         self._file_states = {path: state_of(path) for path in paths}
 

@@ -95,11 +95,11 @@ class Options:
 
         Raises UsageError if a value has the wrong type or is out of bounds.
         """
-        given = {name: check(Options, name, value) for name, value in values.items() if value is not None}
+        given = {name: validated_option(Options, name, value) for name, value in values.items() if value is not None}
         return replace(self, **given, explicit=frozenset(given))
 
 
-def check(group: type, name: str, value: Any) -> Any:
+def validated_option(group: type, name: str, value: Any) -> Any:
     """Return the value of an option. Raises UsageError if the value has the wrong type or is out of bounds."""
     from pydantic import TypeAdapter, ValidationError  # slow to import
 

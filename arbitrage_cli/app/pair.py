@@ -31,7 +31,7 @@ from arbitrage_cli.app.call import (
 from arbitrage_cli.app.conversation import Conversation
 from arbitrage_cli.app.decide import NO_CHECKS
 from arbitrage_cli.app.in_order import InOrder
-from arbitrage_cli.app.options import AdviceOptions, Options, check
+from arbitrage_cli.app.options import AdviceOptions, Options, validated_option
 from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import ask
@@ -148,7 +148,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         """
         self._check_free()
         _check_many(questions)
-        minutes = check(AdviceOptions, "minutes", minutes)
+        minutes = validated_option(AdviceOptions, "minutes", minutes)
         with self._reserved():
             self._unload()
             return self._advise(questions, minutes)

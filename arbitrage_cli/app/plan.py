@@ -78,12 +78,12 @@ class Plan:
         return {role for role, source in self.sources.items() if hub_name(source) and not local_files(source)}
 
 
-def make_plan(request: Request, display: Display, open_served: OpenServed, limit: float | None = None) -> Plan:
+def make_plan(request: Request, display: Display, open_served: OpenServed, cost_seconds: float | None = None) -> Plan:
     """Return the plan for a request, after missing files are downloaded and missing costs are measured.
 
-    Costs are measured in at most `limit` seconds. Raises the same errors as `fetch_and_gather`, `decide` and `extend`.
+    Costs are measured in at most `cost_seconds`. Raises the same errors as `fetch_and_gather`, `decide` and `extend`.
     """
-    return _plan(request, lambda asked: fetch_and_gather(asked, display, open_served, limit))
+    return _plan(request, lambda asked: fetch_and_gather(asked, display, open_served, cost_seconds))
 
 
 def plan_without_models(request: Request) -> Plan:

@@ -23,7 +23,7 @@ from arbitrage_cli.app.naming import (
     served_sources,
     template_sha256,
 )
-from arbitrage_cli.app.options import Options, RewardSource, check
+from arbitrage_cli.app.options import Options, RewardSource, validated_option
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, UsageError
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.model_files.checksums import sha256_seen
@@ -52,7 +52,7 @@ ROUTING = ("policy", "tau")
 GROWING = ("limit", "ids", "samples", "dataset", "mapping")
 """Options that may differ from those of the run, which then gets further problems or samples. Problems have a checksum."""
 
-FREE = (
+NOT_KEPT = (
     "threads", "offline", "minutes", "timeout", "run_code", "output_folder", "fresh", "dry_run", "save", "costs", "reward",
     "concurrency", "config", "explicit", "command",
 )  # fmt: skip
@@ -78,7 +78,7 @@ def asked_of(command: Sequence[str], typed: frozenset[str], *groups: Any) -> Ask
     for group in groups:
         for one in fields(group):
             value = getattr(group, one.name)
-            if one.name not in FREE and value != _default(group, one.name):
+            if one.name not in NOT_KEPT and value != _default(group, one.name):
                 is_file = one.name == "dataset" and Path(value).is_file()
                 options[one.name] = str(Path(value).absolute()) if is_file else value
     return Asked(command=list(command), options=options, typed=sorted(typed & options.keys()))
@@ -152,7 +152,7 @@ def differs(option: str, before: object, now: object) -> UsageError:
 
 
 def _kept(group: Any) -> list[str]:
-    return [one.name for one in fields(group) if one.name not in FREE and one.name not in MODELS]
+    return [one.name for one in fields(group) if one.name not in NOT_KEPT and one.name not in MODELS]
 
 
 def _default(group: Any, name: str) -> Any:
@@ -162,7 +162,7 @@ def _default(group: Any, name: str) -> Any:
 
 def _checked(group: Any, name: str, value: Any) -> Any:
     try:
-        return value if value == _default(group, name) else check(type(group), name, value)
+        return value if value == _default(group, name) else validated_option(type(group), name, value)
     except UsageError as error:
         hint = "restore run.json from a backup, or use another --output"
         raise DamagedRunError(f"run.json: asked.options.{name}: {error.message}", hint) from error

@@ -35,11 +35,16 @@ class OpenSession(Protocol):
     """Opens the session of a command."""
 
     def __call__(
-        self, display: Display, *, most: int | None = None, limit: float | None = None, plan: Plan | None = None
+        self,
+        display: Display,
+        *,
+        max_concurrency: int | None = None,
+        cost_seconds: float | None = None,
+        plan: Plan | None = None,
     ) -> AbstractContextManager["Session"]:
         """Make the plan, or use that of an earlier session, and open a session whose models are not loaded yet.
 
-        At most `most` problems are solved at once. Costs are measured in at most `limit` seconds.
+        At most `max_concurrency` problems are solved at once. Costs are measured in at most `cost_seconds`.
         """
 
 

@@ -127,8 +127,8 @@ class Solutions(AbstractContextManager["Solutions"]):
         if not num_known and self._folder is None:
             list(self._unsolved())
             return
-        most = num_known if problems.ended else None
-        with open_session(self._display, most=most) as session:
+        max_concurrency = num_known if problems.ended else None
+        with open_session(self._display, max_concurrency=max_concurrency) as session:
             run = run_of(session, self._folder) if self._folder else None
             began = time.monotonic()
             if num_known:

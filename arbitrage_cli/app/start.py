@@ -31,8 +31,8 @@ def open_session(
     request: Request,
     display: Display,
     *,
-    most: int | None = None,
-    limit: float | None = None,
+    max_concurrency: int | None = None,
+    cost_seconds: float | None = None,
     plan: Plan | None = None,
 ) -> Iterator[Session]:
     """Open a session, as `OpenSession` describes it. Raises the same errors as `make_plan` and `OpenModels`."""
@@ -46,12 +46,12 @@ def open_session(
             continues=not request.writes_whole,
         )
         open_at_start: OpenServed = _checker_may_be_absent(open_served) if request.use == "serve" else open_served
-        plan = plan or make_plan(request, display, open_at_start, limit)
+        plan = plan or make_plan(request, display, open_at_start, cost_seconds)
         for note in plan.notes:
             display.tell(note)
         if plan.setup.tau_costs:
             log.info("presets are based on the token costs of %s", plan.setup.tau_costs)
-        models = OpenModels(plan, open_at_start, most)
+        models = OpenModels(plan, open_at_start, max_concurrency)
         ask_checker = partial(_ask_checker, request, plan.setup, open_served)
         session = stack.enter_context(contextlib.closing(Session(plan, models, display, ask_checker)))
         yield session

@@ -53,7 +53,7 @@ def chat(*, options: Options, output: OutputOptions) -> None:
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
         request = ask(options, find_task(options.task), use="chat")
-        session = stack.enter_context(open_session(request, display, most=1))
+        session = stack.enter_context(open_session(request, display, max_concurrency=1))
         session.load()
         conversation = RoutedConversation(session)
         conversation.show_route()

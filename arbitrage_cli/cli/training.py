@@ -52,7 +52,7 @@ def collect(
         display = stack.enter_context(command_display(output))
         asked = ask_for_run(ask_to_collect, options, problems, run, COLLECT, display)
         folder = stack.enter_context(RunFolder(asked.path, kind=COLLECT, fresh=run.fresh))
-        session = stack.enter_context(open_session(asked.request, display, most=len(asked.selected.items)))
+        session = stack.enter_context(open_session(asked.request, display, max_concurrency=len(asked.selected.items)))
         collection = Collection(session, asked.selected, folder)
         with offering_to_resume(session, folder):
             collection.collect()

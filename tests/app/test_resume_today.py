@@ -357,7 +357,7 @@ def test_rewards_by_the_answers_of_the_target_are_remembered(here: Path) -> None
     problems = ProblemOptions(dataset=str(here / "problems.jsonl"), limit="2-2")
     given = CollectOptions("rollout", here / "run")
     asked = ask_for_run(ask_to_collect, Options(explicit=frozenset({"limit"})), problems, given, COLLECT)
-    with RunFolder(asked.path, kind=COLLECT) as folder, open_session(asked.request, Shown(), most=1) as session:
+    with RunFolder(asked.path, kind=COLLECT) as folder, open_session(asked.request, Shown(), max_concurrency=1) as session:
         Collection(session, asked.selected, folder).collect()
     assert run_json(here / "run")["reward"] == {"kind": "rollout", "answers": "target"}
 

@@ -111,7 +111,7 @@ def collect(folder: Path, options: Options, *, display: Display | None = None, *
     asked = ask_for_run(ask_to_collect, options, problems, given, COLLECT)
     with (
         RunFolder(asked.path, kind=COLLECT) as opened,
-        open_session(asked.request, display or Shown(), most=len(asked.selected.items)) as session,
+        open_session(asked.request, display or Shown(), max_concurrency=len(asked.selected.items)) as session,
     ):
         collection = Collection(session, asked.selected, opened)
         collection.collect()
