@@ -278,7 +278,7 @@ def _warning_about_solutions(policy: Policy, costs: PairCosts, available: Availa
         remedy = "better: policy target, or a smaller checker"
     else:
         return None
-    if seconds < costs.target.decode:
+    if seconds < costs.target.decode or not costs.target.decode:  # a price may be of prompts alone
         return None
     worse = "more expensive" if available.is_priced else "slower"
     share = formatting.number(seconds / costs.target.decode)

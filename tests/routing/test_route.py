@@ -8,7 +8,7 @@ import pytest
 from made_up_tuning import pair_costs, unit_costs
 from small_routers import CHEAP_DRAFT, make_table, write_router
 
-from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
@@ -152,6 +152,7 @@ HALF = unit_costs(0.5 * QWEN.target.decode)  # a draft token costs slightly more
         (QWEN, True, None, False),  # unknown
         (replace(QWEN, concurrency=8), True, HALF, False),  # unknown, because models write in batches
         (None, True, HALF, False),
+        (price_costs(parse_prices("draft=1/1,target=5/0")), False, None, False),  # only the prompt has a price
     ],
 )
 def test_a_warning_says_that_the_compared_solutions_cost_more_than_the_target(
