@@ -169,12 +169,12 @@ def _further_solutions(check: Check) -> Iterator[str]:
 
 
 def checked(check: Check) -> str:
-    """Return the result of a comparison, such as `18 and 24: the target answers`."""
-    draft, checker = (in_one_line(check.answers.get(model) or "no answer") for model in ("draft", "check"))
+    """Return the result of a comparison, such as `18 and 24: the target answers`. Unfinished solutions are left out."""
+    answers = [in_one_line(check.answers[model] or "no answer") for model in ("draft", "check") if model in check.answers]
     if not check.agrees:
-        return f"{draft} and {checker}: the target answers"
+        return f"{' and '.join(answers)}: the target answers"
     number = 1 + sum(1 for _ in _further_solutions(check))
-    return f"all {number} solutions answer {draft}: accepted" if number > 1 else f"both answer {draft}: accepted"
+    return f"all {number} solutions answer {answers[0]}: accepted" if number > 1 else f"both answer {answers[0]}: accepted"
 
 
 def is_same(decision: Decision) -> bool:

@@ -16,12 +16,12 @@ from screens import Clock, View, is_struck, make_screen
 from arbitrage_cli.display.decisions import decision_lines
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
-from arbitrage_cli.display.wording import opening
+from arbitrage_cli.display.wording import checked, opening
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Decision, Rating, Started, Writing, Wrote
+from arbitrage_cli.types import ByRole, Check, Decision, Rating, Started, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
 RUN = RunInfo(Route(POLICIES["entropy"], 1.0), num_problems=1)
@@ -201,6 +201,13 @@ def test_only_a_solution_that_needs_an_answer_lacks_one(make_view: MakeView, *, 
     view.decide(trace, accept("A router hums softly.", stop="end"))
     view.display.handle(finish(trace))
     assert ("no answer found" in view.screen.text) == needs_answer
+
+
+@pytest.mark.parametrize(
+    ("answers", "number"), [({"draft": None}, 1), ({"draft": "18", "check": None}, 1), ({"draft": None, "check": None}, 2)]
+)
+def test_only_finished_solutions_are_said_to_have_no_answer(answers: ByRole[str | None], number: int) -> None:
+    assert checked(Check(answers, False, [])).count("no answer") == number
 
 
 def test_the_facts_of_a_step_are_indented_in_a_narrow_terminal(make_view: MakeView) -> None:
