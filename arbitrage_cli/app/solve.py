@@ -153,6 +153,8 @@ class Solutions(AbstractContextManager["Solutions"]):
             explain=session.explain(session.route) if self._destination.explains else None,
         )
         self._display.begin(info)
+        if self._destination.explains and not session.route.policy.has_explanations:
+            self._display.note(f"--explain has no effect with policy {session.route.policy.name}")
         flow = session.flow(session.route)
 
         def row(attempt: Attempt, finished: Finished, timing: Stopwatch) -> SolutionRow | None:

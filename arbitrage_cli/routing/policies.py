@@ -95,6 +95,11 @@ class Policy:
         return self.needs_router or self.has_growing_score
 
     @property
+    def has_explanations(self) -> bool:
+        """Whether there is more to say of a step: the features of its score, or the draft tokens that it kept."""
+        return self.needs_router or (self.has_tau and not self.routes_steps)
+
+    @property
     def has_growing_score(self) -> bool:
         """Whether the score of a drafted step can only grow, so that the text stays the same if the step is stopped early."""
         return self.make_scorer is not None and self.make_scorer(0).early_stop is not None

@@ -55,6 +55,12 @@ def test_each_record_is_written_while_the_pipe_is_open() -> None:
         assert process.wait(TIMEOUT) == 0
 
 
+@pytest.mark.parametrize(("policy", "has_note"), [("target", True), ("entropy", True), ("relaxed@0.5", False)])
+def test_a_policy_without_explanations_says_so(policy: str, *, has_note: bool) -> None:
+    result = run("solve", "--pair", "builtin", "--policy", policy, "--explain", "What is 12 + 7?")
+    assert (result.out, "--explain" in result.err) == ("19\n", has_note)
+
+
 def test_many_problems_end_with_their_total() -> None:
     result = solve(stdin=b"37 * 12\nwho?\n1 + 1\n")
     assert result.err.splitlines()[-1].startswith("3 problems, 1 failed; accepted 3/4 steps (75%); ")
