@@ -30,7 +30,8 @@ LEFT_SECONDS = 60.0  # without a change, after which no program is writing a fil
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _NAME = re.compile(rf"(?P<repo>{_REPO})(?::(?P<selector>[^:@]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _QUANT = re.compile(r"(?:UD-)?[A-Z]{1,5}\d\w*", re.ASCII | re.IGNORECASE)
-_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf", re.ASCII)
+_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>(?!00000)\d{5})\.gguf", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LEADS_OUT = re.compile(r'(^|")/|\.\.')  # an absolute path, or one with a parent folder
 _MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)  # errors that malformed responses cause
 
@@ -93,7 +94,11 @@ def parts(file: str) -> tuple[str, ...]:
 def first_files(files: Iterable[str]) -> list[str]:
     """Return the first file of each model, without projectors."""
     models = (file for file in files if file.lower().endswith(".gguf") and parts(file)[0] == file)
-    return sorted(file for file in models if not PurePosixPath(file).name.startswith("mmproj"))
+    return sorted(file for file in models if not _is_projector(file))
+
+
+def _is_projector(file: str) -> bool:
+    return "mmproj" in PurePosixPath(file).name.lower()
 
 
 def is_complete(model: Sequence[str]) -> bool:
@@ -115,8 +120,7 @@ def _has_quant(file: str, name: HubName) -> bool:
     path = PurePosixPath(file)
     part = _PART.fullmatch(path.name)
     stem = (part["stem"] if part else path.stem).lower()
-    is_vision_part = stem.startswith("mmproj")
-    return not is_vision_part and re.search(rf"(?:^|[-._]){re.escape(name.selector.lower())}$", stem) is not None
+    return not _is_projector(file) and re.search(rf"(?:^|[-._]){re.escape(name.selector.lower())}$", stem) is not None
 
 
 # --- files on the Hub and in its cache
@@ -149,8 +153,9 @@ def cached_models() -> Iterator[HubName]:
 def _cached_files(name: HubName) -> tuple[Path, list[str]]:
     """Return the folder of a revision in the cache, and the names of its files."""
     ref = _cache(name) / "refs" / name.revision
-    commit = ref.read_text().strip() if ref.is_file() else ""  # an interrupted download may leave an empty file
-    snapshot = _cache(name) / "snapshots" / (commit or name.revision)
+    text = ref.read_text(encoding="latin-1").strip() if ref.is_file() else ""
+    commit = text if _COMMIT.fullmatch(text) else name.revision  # an interrupted download may leave an empty or damaged file
+    snapshot = _cache(name) / "snapshots" / commit
     return snapshot, [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
 
 

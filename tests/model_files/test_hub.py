@@ -284,6 +284,7 @@ SPELT = ("model.Q5_K_S.gguf", "sub/q5_k_s.gguf", "Q5_K_S/a-b_q5_k_s.gguf")
     [
         *((selector, (Q4, Q8), (Q4,)) for selector in ("q4_k_m", "Q4_K_M", Q4)),
         *(("Q5_K_S", (file, "mmproj-q5_k_s.gguf", "model-IQ5_K_S.gguf"), (file,)) for file in SPELT),
+        ("F16", ("M-F16.gguf", "M-mmproj-F16.gguf"), ("M-F16.gguf",)),
         *((selector, PARTS[::-1], PARTS) for selector in ("Q4_K_M", PARTS[1])),
     ],
 )

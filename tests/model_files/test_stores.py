@@ -11,6 +11,7 @@ from altered_gguf import alter
 from cli import Result, assert_refused, run
 from faults import write_problems
 from gguf import GGUFValueType
+from huggingface_hub import constants
 from model_stores import KIND, blob, manifest, ollama_has, put
 
 from arbitrage_cli.errors import ModelFileError
@@ -26,6 +27,7 @@ USED = ("solve", "1 + 1", "--policy", "draft", "--max-tokens", "4", "--threads",
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in model_stores.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))  # read from the environment only once per process
     return tmp_path
 
 
@@ -120,13 +122,21 @@ def test_lm_studio(home: Path, place: str) -> None:
     elif place == "damaged":
         put(home / ".lmstudio-home-pointer", b" \n")
         put(home / ".lmstudio/settings.json", b'{"downloadsFolder": ["big"]}')
-    q4, _ = put(root / "Small-Q4_K_M.gguf", b"GGUF"), put(root / "mmproj-Small.gguf", b"GGUF")
+    q4 = put(root / "Small-Q4_K_M.gguf", b"GGUF")
+    for other in ("mmproj-Small.gguf", "Small-mmproj-F16.gguf"):
+        put(root / other, b"GGUF")
     names = {"lmstudio:maker/Small-GGUF", "lmstudio:maker/Small-GGUF/Small-Q4_K_M.gguf"}
     assert {path for name in names for path in find_files(name)} == {q4}
     put(root / "Small-Q8_0.gguf", b"GGUF")
     with pytest.raises(ModelFileError, match=r"Small-Q4_K_M\.gguf, Small-Q8_0\.gguf"):
         find_files("lmstudio:maker/Small-GGUF")
     assert [*found_names()] == [f"lmstudio:maker/Small-GGUF/Small-{quant}.gguf" for quant in ("Q4_K_M", "Q8_0")]
+
+
+def test_a_file_whose_name_says_that_it_is_none_of_no_parts_is_one_file(home: Path) -> None:
+    path = put(home / LM_STUDIO / "small-00000-of-00000.gguf", b"GGUF")
+    assert [*found_names()] == [f"lmstudio:maker/Small-GGUF/{path.name}"]
+    assert find_files("lmstudio:maker/Small-GGUF") == local_files(str(path)) == (path,)
 
 
 def test_models_in_the_cache_of_the_hub_which_llama_cpp_uses_too(home: Path) -> None:
@@ -138,8 +148,11 @@ def test_models_in_the_cache_of_the_hub_which_llama_cpp_uses_too(home: Path) -> 
     assert found == ["maker/Small-GGUF:q8-00001-of-00002.gguf"]
 
 
-def test_an_empty_reference_in_the_cache_of_the_hub_names_no_file(home: Path) -> None:
-    put(home / "hub/models--maker--Small-GGUF/refs/main", b"")
+@pytest.mark.parametrize(
+    "reference", [b"", bytes(40), b"\xff\xfe", b"c" * 5000, b".."], ids=["empty", "zeros", "no text", "long", "a folder"]
+)
+def test_a_damaged_reference_in_the_cache_of_the_hub_names_no_file(home: Path, reference: bytes) -> None:
+    put(home / "hub/models--maker--Small-GGUF/refs/main", reference)
     put(home / f"hub/models--maker--Small-GGUF/snapshots/{'c' * 40}/q8.gguf", b"GGUF")
     assert local_files("maker/Small-GGUF:q8") == ()
     assert [*found_names()] == []
