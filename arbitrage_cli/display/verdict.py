@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.evaluation.bounds import GOOD_RATIO, Bound
 from arbitrage_cli.evaluation.figures import PolicyFigures
 from arbitrage_cli.evaluation.metrics import RunFigures
-from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS, Basis, Candidate, Verdict
+from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS, TARGET, Basis, Candidate, Verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.routing.policies import DRAFT_ALONE
@@ -72,7 +72,9 @@ def token_ratio_words(ratio: float, interval: formatting.Bounds = None) -> str:
 def _reason(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
     """Yield the reason if a pair with prices is judged by its times."""
     if figures.is_priced and verdict.basis == "time":
-        yield "The pair is judged by time, because prices are unavailable."
+        target = figures.of(TARGET)
+        is_free = target is not None and target.price is not None and target.price.value == 0
+        yield f"The pair is judged by time, because {'the target is free' if is_free else 'prices are unavailable'}."
 
 
 def _by_bounds(figures: RunFigures, verdict: Verdict) -> str:
@@ -124,7 +126,7 @@ def _known(figures: RunFigures, verdict: Verdict) -> Iterator[str]:
         yield f"Not tried, because of the {'prices' if verdict.basis == 'price' else 'costs'} of tokens: {words}."
     if expected := [one for one in named if not one.was_run and not one.is_excluded]:
         yield f"Expected, not measured: {'; '.join(_expected(one, verdict.basis) for one in expected)}."
-    if verdict.confidence is None and figures.token_ratio.value:
+    if verdict.confidence is None and verdict.basis == "time" and figures.token_ratio.value:
         yield f"{token_ratio_words(figures.token_ratio.value).capitalize()}."
 
 
@@ -150,16 +152,19 @@ def _effect(candidate: Candidate, figures: RunFigures, verb: str, *, with_count:
     speed = f"{formatting.number(made.speedup.value)}x the target's speed {formatting.number_range(made.speedup.interval)}"
     effect = f"{verb} {speed}"
     if figures.verdict and figures.verdict.basis == "price" and made.saving.value is not None:
-        beside = formatting.percent_range(made.saving.interval)
-        effect = f"{_price(made.saving.value)} {beside}".rstrip() + f", at {speed}"
+        effect = f"{_price(made.saving.value, made.saving.interval)}, at {speed}"
     count = f" on {formatting.count(candidate.num_problems, 'problem')}" if with_count else ""
     return f"{_name(candidate.route)} {effect.rstrip()}{count}, {_answers(made)}"
 
 
-def _price(saving: float) -> str:
+def _price(saving: float, interval: formatting.Bounds = None) -> str:
+    """Return the price that is saved or, if none is, the price itself, as a share of the target's price."""
     if saving < 0:
-        return f"costs {formatting.percent(1 - saving)} of the target's price"
-    return f"saves {formatting.percent(saving)} of the target's price"
+        prices = (1 - interval[1], 1 - interval[0]) if interval else None
+        words, beside = f"costs {formatting.percent(1 - saving)}", formatting.percent_range(prices)
+    else:
+        words, beside = f"saves {formatting.percent(saving)}", formatting.percent_range(interval)
+    return f"{words} of the target's price {beside}".rstrip()
 
 
 def _expected(candidate: Candidate, basis: Basis) -> str:

@@ -10,7 +10,8 @@ and compared problems are measured, and may be recommended. A policy is ruled ou
 below UNLIKELY: without a problem by its bound (`bounds`), or after FEW_PROBLEMS. The verdict has a confidence if each
 policy is measured or ruled out. `display.verdict` describes the verdict in words.
 
-If a server does not report all tokens of a policy that was run, its price is unknown, and the pair is judged by its times.
+If a server does not report all tokens of a policy that was run, its price is unknown, and the pair is judged by its times. So
+is a pair whose target is free.
 """
 
 import math

@@ -32,8 +32,11 @@ def whole_percent(share: float | None) -> str:
 
 
 def percent_range(interval: Bounds) -> str:
-    """Format an interval of shares: `[79-86]`."""
-    return "" if interval is None else f"[{100 * interval[0]:.0f}-{100 * interval[1]:.0f}]"
+    """Format an interval of shares: `[79-86]`, or `[-20 to 31]` if it begins below 0."""
+    if interval is None:
+        return ""
+    low, high = (round(100 * end) for end in interval)
+    return f"[{low} to {high}]" if low < 0 else f"[{low}-{high}]"
 
 
 def points(difference: float | None) -> str:

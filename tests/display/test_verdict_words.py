@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from made_up_runs import make_run, typed_figures, unscored
 
+from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.display.verdict import alone, confidence, sentence
 from arbitrage_cli.evaluation.bounds import Bound
 from arbitrage_cli.evaluation.figures import UNKNOWN, Estimate, Factor, PolicyFigures
@@ -130,6 +131,24 @@ def test_a_policy_that_was_run_is_not_expected() -> None:
 def test_a_pair_with_prices_that_are_unknown_is_judged_by_time() -> None:
     words = sentence(figures_with(Verdict(TARGET, 0.99, 40, (measured(ROUTED),)), is_priced=True))
     assert ("by time" in words, "2.50x" in words, "saves" in words) == (True, True, False)
+
+
+def test_a_price_above_the_target_has_an_interval_of_the_price() -> None:
+    dear = about(ROUTED, 2.5, saving=Estimate(Ratio(-8, 10), (-1.5, -0.25)))
+    words = sentence(figures_with(Verdict(TARGET, 0.99, 40, (measured(ROUTED),), "price"), [dear], is_priced=True))
+    assert "costs 180.0% of the target's price [125-250]" in words
+
+
+@pytest.mark.parametrize("basis", ["price", "time"])
+def test_without_a_verdict_the_times_of_tokens_are_named_only_if_times_decide(basis: Basis) -> None:
+    words = sentence(figures_with(Verdict(TARGET, None, 3, (measured(ROUTED),), basis), is_priced=basis == "price"))
+    assert ("1.40 draft tokens" in words) == (basis == "time")
+
+
+def test_a_pair_whose_target_is_free_is_judged_by_time_for_this_reason() -> None:
+    made = make_run(10, columns=[("target", None), ("entropy", 0.5)])
+    words = sentence(typed_figures(made.run, made.rows, prices=parse_prices("draft=1/1")))
+    assert ("by time" in words, "free" in words, "unavailable" in words) == (True, True, False)
 
 
 def advised_figures(right: dict[str, Iterable[int]], count: int, *, is_graded: bool = True) -> RunFigures:

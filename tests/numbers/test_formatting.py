@@ -58,3 +58,11 @@ def test_one_has_no_plural(value: int, text: str) -> None:
 def test_a_tau_of_hundreds_of_digits_has_an_exponent() -> None:
     assert (formatting.tau(-1e308), formatting.compared(0.5, -1e308)) == ("-1e+308", ("0.50", "-1e+308"))
     assert Route(POLICIES["entropy"], -1e308).name == "entropy@-1e+308"
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [(None, ""), ((0.787, 0.864), "[79-86]"), ((-1.51, -0.28), "[-151 to -28]"), ((-0.004, 0.3), "[0-30]")],
+)
+def test_an_interval_of_shares_has_a_readable_minus(interval: tuple[float, float] | None, text: str) -> None:
+    assert formatting.percent_range(interval) == text
