@@ -51,7 +51,11 @@ SPARE = (
 
 COMPARISON: Sequence[Column[PolicyComparison]] = (
     Column("n", "n", lambda entry: (str(entry.n), "")),
-    Column("correct", "correct", lambda entry: ("{} -> {}".format(*entry.correct), "")),
+    Column(
+        "correct",
+        "correct",
+        lambda entry: ("{} -> {}".format(*entry.correct) if entry.correct else formatting.NO_FIGURE, ""),
+    ),
     Column("accuracy_difference", "difference", lambda entry: cell("points", entry.accuracy_difference)),
     Column("seconds_ratio", "speed-up", lambda entry: cell("times", entry.seconds_ratio)),
     Column("work_ratio", "ratio of work", lambda entry: cell("times", entry.work_ratio)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.figures import Estimate, flat
-from arbitrage_cli.evaluation.metrics import difference_interval
+from arbitrage_cli.evaluation.metrics import difference_interval, is_scored
 from arbitrage_cli.evaluation.speed import Units, change_of_speed, share_of, speedup, with_computed_seconds, work
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired, results_by_policy
@@ -24,8 +24,9 @@ class PolicyComparison:
     """The comparison of a policy in two runs, on the `n` attempts that both contain.
 
     The IDs in `fixed` belong to problems that only the second run solved; those in `broken`, to problems that only the first
-    run solved. `correct` contains the numbers of correct answers. `seconds_ratio` is the first run's computed seconds divided
-    by the second run's. `work_ratio` is the ratio of their counted work, at the same costs of tokens.
+    run solved. `correct` contains the numbers of correct answers, or is None if the answers of a run have no grades.
+    `seconds_ratio` is the first run's computed seconds divided by the second run's. `work_ratio` is the ratio of their
+    counted work, at the same costs of tokens.
     """
 
     first: str
@@ -35,7 +36,7 @@ class PolicyComparison:
     only_second: int
     fixed: Sequence[str]
     broken: Sequence[str]
-    correct: tuple[int, int]
+    correct: tuple[int, int] | None
     accuracy_difference: Estimate
     seconds_ratio: Estimate
     work_ratio: Estimate
@@ -130,9 +131,10 @@ def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyRes
 
 
 def _compare(first: PolicyResults, second: PolicyResults, times: _Times) -> PolicyComparison:
-    pairs = [(before, after) for before, after in paired(first, second) if before.question == after.question]
-    graded = pairs if any(result.is_graded for pair in pairs for result in pair) else []
-    done = [(after, before) for before, after in pairs if before.is_done and after.is_done]
+    pairs = [pair for pair in paired(first, second) if pair[0].question == pair[1].question]
+    before, after = [one for one, _ in pairs], [other for _, other in pairs]
+    graded = pairs if is_scored(before) and is_scored(after) else []
+    done = [(later, earlier) for earlier, later in pairs if earlier.is_done and later.is_done]
     return PolicyComparison(
         first=first.route.label,
         second=second.route.label,
@@ -141,7 +143,7 @@ def _compare(first: PolicyResults, second: PolicyResults, times: _Times) -> Poli
         only_second=len(second.results) - len(pairs),
         fixed=_ids(graded, (False, True)),
         broken=_ids(graded, (True, False)),
-        correct=(sum(before.is_correct for before, _ in graded), sum(after.is_correct for _, after in graded)),
+        correct=(sum(one.is_correct for one in before), sum(one.is_correct for one in after)) if graded else None,
         accuracy_difference=_difference(graded),
         seconds_ratio=_seconds_ratio(done, times) if times.are_comparable else Estimate(),
         work_ratio=_work_ratio(done, times.units),

@@ -66,7 +66,8 @@ class PolicyFigures:
 
     The first fields count attempts: `n` planned ones, which are `correct`, `incorrect`, `unscored`, `errors` or `missing`.
     Those that are `cut` reached a limit. If the target's answer has a grade, an answer may be gained or lost. Otherwise, it is
-    only compared with the target's. `both_finished` counts the attempts that the policy and the target finished.
+    only compared with the target's. `both_finished` counts the attempts that the policy and the target finished,
+    the target within all limits.
     """
 
     route: Route

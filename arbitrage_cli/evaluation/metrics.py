@@ -31,7 +31,7 @@ class RunFigures:
     """The figures of a run of `bench` or `advise`.
 
     `token_ratio` is the cost of a decoded target token in draft tokens. `is_priced` is true if the models have prices.
-    Without routing or speculation, a benchmark has no verdict.
+    A benchmark has no verdict unless a policy uses both models.
     """
 
     schema: int
@@ -113,8 +113,7 @@ def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Ru
     found = with_comparison(found, policy, target)
     found = speed.with_times(found, policy, target, run.decided.unit_costs, has_clock=run.decided.concurrency == 1)
     found = _with_steps(found, policy)
-    found = speed.with_prices(found, policy, target, run, prices) if prices else found
-    return found if found.accuracy.value is not None else replace(found, accuracy_difference=Estimate())
+    return speed.with_prices(found, policy, target, run, prices) if prices else found
 
 
 def with_accuracy(figures: PolicyFigures, results: Collection[Result], planned: int) -> PolicyFigures:
@@ -123,7 +122,7 @@ def with_accuracy(figures: PolicyFigures, results: Collection[Result], planned: 
     The accuracy is unknown if no answer was graded. If all attempts failed, it is 0.
     """
     counts = Counter[str](result.outcome for result in results)
-    counted = () if counts["unscored"] and not counts["correct"] + counts["incorrect"] else results
+    counted = results if is_scored(results) else ()
     return replace(
         figures,
         n=planned,
@@ -137,6 +136,12 @@ def with_accuracy(figures: PolicyFigures, results: Collection[Result], planned: 
     )
 
 
+def is_scored(results: Iterable[Result]) -> bool:
+    """Return whether these results have an accuracy: an answer was graded, or none is unscored."""
+    outcomes = {result.outcome for result in results}
+    return bool(outcomes & {"correct", "incorrect"}) or "unscored" not in outcomes
+
+
 def cut_by_limit(results: Iterable[Result]) -> Counter[str]:
     return Counter(flag for result in results if (flag := LIMITS.get(result.stop or "")))
 
@@ -144,7 +149,7 @@ def cut_by_limit(results: Iterable[Result]) -> Counter[str]:
 def with_comparison(figures: PolicyFigures, policy: PolicyResults, target: PolicyResults | None) -> PolicyFigures:
     """Return the figures, with the figures that compare a policy's accuracy and answers with those of the target alone.
 
-    The target itself is not compared. Answers are gained or lost where the target's answer has a grade. Where it has none,
+    The target itself is not compared. Accuracies are, if both are known. Answers are gained or lost where the target's answer has a grade. Where it has none,
     an answer either equals the target's answer or differs from it. Failed attempts are not compared. An answer is also not
     compared if the target reached a limit before its own.
     """
@@ -156,10 +161,11 @@ def with_comparison(figures: PolicyFigures, policy: PolicyResults, target: Polic
     same = [own.same_as_target for own, other in done if not other.is_graded and own.same_as_target is not None]
     lost = sum(other.is_correct and not own.is_correct for own, other in graded)
     gained = sum(own.is_correct and not other.is_correct for own, other in graded)
-    difference = Ratio(sum(own.is_correct - other.is_correct for own, other in pairs), len(pairs))
+    scored = pairs if is_scored(policy.results.values()) and is_scored(target.results.values()) else []
+    difference = Ratio(sum(own.is_correct - other.is_correct for own, other in scored), len(scored))
     return replace(
         figures,
-        accuracy_difference=Estimate(difference, difference_interval(pairs)),
+        accuracy_difference=Estimate(difference, difference_interval(scored)),
         answers_gained=Ratio(gained, len(graded)),
         answers_lost=Ratio(lost, len(graded)),
         answers_same=Ratio(sum(same), len(same)),
@@ -232,6 +238,19 @@ def _differs_by_clock(policy: PolicyFigures) -> bool:
     return not 1 / MAX_RATIO <= clock / computed <= MAX_RATIO
 
 
+def _times_at_once(run: Run) -> str:
+    """Return a sentence on the times of a run that solved several problems at once.
+
+    Those of models without unit costs, such as models on servers, are measured.
+    """
+    writing = [role for role in run.decided.models if role != "prm"]
+    measured = [role for role in writing if role not in run.decided.unit_costs]
+    if len(measured) == len(writing):
+        return "Times were measured meanwhile."
+    but = f", but those of the {' and the '.join(measured)} were measured meanwhile" if measured else ""
+    return f"Times are computed for one problem at a time{but}."
+
+
 def _notes(
     run: Run, policies: Sequence[PolicyResults], made: Sequence[PolicyFigures], *, has_target: bool, has_prices: bool
 ) -> Iterator[str]:
@@ -242,7 +261,7 @@ def _notes(
         cut = f"{count} of {formatting.count(len(done), 'attempt')}"
         yield f"The limit {flag} was reached in {cut}. The unfinished solutions were graded. To finish them, raise {flag}."
     if run.decided.concurrency > 1:
-        yield f"{run.decided.concurrency} problems were solved at once. Times are computed for one problem at a time."
+        yield f"{run.decided.concurrency} problems were solved at once. {_times_at_once(run)}"
     if (samples := run.samples) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if clock := [

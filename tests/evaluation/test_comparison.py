@@ -178,3 +178,12 @@ def test_a_policy_that_advise_skipped_is_not_compared() -> None:
     assert [(entry["first"], entry["n"]) for entry in found["policies"]] == [("target", 6)]
     assert "entropy" in found["notes"][0]
     assert "random" not in found["notes"][0]
+
+
+def test_answers_without_grades_are_neither_right_nor_wrong() -> None:
+    made = make_run(10, columns=[("target", None)])
+    blank = MadeUp(made.run, list(map(unscored, made.rows)))
+    for first, second in ((blank, blank), (blank, made), (made, blank)):
+        (entry,) = compared(first, second)["policies"]
+        assert (entry["n"], entry["correct"], entry["fixed"], entry["broken"]) == (10, None, [], [])
+        assert (entry["accuracy_difference"], entry["accuracy_difference_interval"]) == (None, None)

@@ -231,3 +231,27 @@ def test_each_figure_is_in_json_under_its_name() -> None:
 def test_figures_are_json(made: MadeUp) -> None:
     text = json.dumps(made_figures(made), allow_nan=False)
     assert json.loads(text)["n"] == len({one["id"] for one in made.rows})
+
+
+@pytest.mark.parametrize("name", ["target", "draft"])
+def test_a_difference_of_accuracy_needs_the_accuracy_of_both(name: str) -> None:
+    made = make_run(10, columns=ALONE)
+    rows = [unscored(row) if row["policy"] == name else row for row in made.rows]
+    found = by_label(figures(made.run, rows))
+    assert {label: one["accuracy"] is None for label, one in found.items()} == {
+        label: label == name for label in ("target", "draft")
+    }
+    assert (found["draft"]["accuracy_difference"], found["draft"]["accuracy_difference_interval"]) == (None, None)
+
+
+@pytest.mark.parametrize(("served", "computes"), [((), ["all"]), (("target",), ["draft"]), (("target", "draft"), [])])
+def test_a_note_says_which_times_are_computed_for_one_problem_at_a_time(
+    served: tuple[str, ...], computes: list[str]
+) -> None:
+    """The times of models on servers are measured while several problems are solved."""
+    made = make_run(5, columns=ALONE)
+    made.run["decided"]["concurrency"] = 4
+    for role in served:
+        made.run["decided"]["models"][role] |= {"costs": None, "threads": None, "served": {"facts": None}}
+    (note,) = [text for text in made_figures(made)["notes"] if "at once" in text]
+    assert ("one problem at a time" in note, "measured" in note) == (bool(computes), bool(served))
