@@ -13,9 +13,8 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds, chat_prompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
-from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
+from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers import formatting
@@ -110,8 +109,7 @@ class RemoteModel:
         self.server = model.server.name
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
-        kind = ChatWriter if isinstance(self._model.dialect, Chat) else ServedWriter
-        return kind(
+        return ServedWriter(
             role,
             self._model,
             writing.sampler,

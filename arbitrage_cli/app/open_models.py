@@ -282,7 +282,7 @@ def served_models(
 
     @functools.cache
     def open_model_of(role: ModelRole) -> RemoteModel:
-        from arbitrage_cli.inference.servers.model import open_served
+        from arbitrage_cli.inference.servers.probing import open_served
 
         source = sources[role]
         display.loading("asking server", source.address.host)

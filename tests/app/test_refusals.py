@@ -12,7 +12,8 @@ from faults import rows_of, write_problems
 
 from arbitrage_cli import Pair, ServerError, ServerRequestError, open_pair
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.inference.servers.model import COUNTING, PROBE_PROMPT
+from arbitrage_cli.inference.servers.model import PROBE_PROMPT
+from arbitrage_cli.inference.servers.probing import COUNTING
 
 PROBED = [dialogue.messages[0]["content"] for dialogue in (PROBE_PROMPT, COUNTING)]
 KEY, REASON = "sk-secret-0123", "input was flagged"

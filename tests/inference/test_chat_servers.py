@@ -16,8 +16,9 @@ from arbitrage_cli.errors import ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.dialects import Chat
-from arbitrage_cli.inference.servers.model import ServedModel, open_served
-from arbitrage_cli.inference.servers.writer import ChatWriter
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.probing import open_served
+from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.types import Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEMS = [problem for problem in ALL if solve(here(), [problem], "target")[problem.id].text]
@@ -42,9 +43,9 @@ def opened(host: str) -> AbstractContextManager[ServedModel]:
     return opened_model(ChatServer(APIS[host]), template=None, base=f"{host}/v1", continuation=CONTINUATIONS.get(host))
 
 
-def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> ChatWriter:
+def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> ServedWriter:
     assert isinstance(model.dialect, Chat)
-    return ChatWriter("target", model, Sampler(), style, **options)
+    return ServedWriter("target", model, Sampler(), style, **options)
 
 
 def test_everything_that_a_chat_api_writes_is_billed() -> None:
@@ -154,7 +155,7 @@ def test_rejected_fields_are_omitted() -> None:
 
 def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
     with opened_model(ChatServer(Api(rejects=("seed",))), template=None) as model:
-        sampled = ChatWriter("target", model, Sampler(temperature=1.0), STYLE)
+        sampled = ServedWriter("target", model, Sampler(temperature=1.0), STYLE)
         (event,) = finished_of(events_of({"target": sampled}, PROBLEMS[:1], "target"))
         assert event.error is None
         assert isinstance(model.dialect, Chat)

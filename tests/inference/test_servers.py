@@ -38,8 +38,10 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import MAX_REFUSED, Job, Refusals, Scheduler, Writer
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
-from arbitrage_cli.inference.servers.model import PROBE_TOKENS, Controls, ServedModel, open_served
+from arbitrage_cli.inference.servers.controls import Controls
+from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.patience import CHUNK_SECONDS, MAX_FAILED, MAX_SERVING_TRIES, ServePatience
+from arbitrage_cli.inference.servers.probing import PROBE_TOKENS, open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import LOOP_TOKENS, StepEnd
 from arbitrage_cli.rewards import Continuations

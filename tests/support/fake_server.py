@@ -25,7 +25,8 @@ from processes import serve_threads
 from arbitrage_cli.inference.chat_template import render
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
-from arbitrage_cli.inference.servers.model import ServedModel, open_served
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.probing import open_served
 
 Kind = Literal["vllm", "sglang", "llamacpp", "plain"]
 KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp", "plain")

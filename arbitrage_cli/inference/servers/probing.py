@@ -1,0 +1,244 @@
+"""Finds a model on a server, and tests what the server and the model can do.
+
+Servers ignore unknown fields, so their features are tested with short requests, called probes.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
+from arbitrage_cli.inference.backend import ModelCard
+from arbitrage_cli.inference.chat_template import PromptStyle, Segment
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.address import ServedSource
+from arbitrage_cli.inference.servers.connection import Connection, Server
+from arbitrage_cli.inference.servers.controls import Controls
+from arbitrage_cli.inference.servers.dialects import (
+    CONTINUATIONS,
+    DIALECTS,
+    OPTIONAL,
+    Chat,
+    Completions,
+    Prompt,
+    TextRequest,
+)
+from arbitrage_cli.inference.servers.model import PROBE_PROMPT, PROBE_QUESTION, REFUSED, ServedModel
+from arbitrage_cli.inference.servers.responses import (
+    MIN_ALTERNATIVES,
+    VOCABULARY_SIZE,
+    ListedModel,
+    ListedModels,
+    Piece,
+    ServerFacts,
+)
+from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
+from arbitrage_cli.types import ModelRole, Problem
+
+GUARDS = "\n.0"
+PROBE_TOKENS = 32
+GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
+CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
+
+COUNTING = Prompt(  # a new answer does not begin with these words, even if the model sees them
+    "Here you are, as you wished: eighteen, nineteen, twenty, twenty-",
+    messages=[{"role": "user", "content": "Count from eighteen to thirty, in words."}],
+)
+REST = "one"  # a new answer does not begin inside a number; inside "four", Qwen2.5-Coder 1.5B skips the rest of the word
+AFTER_STEP = PROBE_PROMPT.followed_by("I add the two numbers.\n\n")
+
+UNEXPLAINED = re.compile("HTTP [0-9]+$|HTTP 404: (?!.*model)", re.IGNORECASE)
+WITHOUT_REASON = (
+    "check the API key and the address, which usually ends in /v1; for a server without chat completions, set "
+    "the model's template in pairs.toml"
+)
+"""The hint if a server gives no reason for an HTTP error, or does not know the path."""
+
+WITHOUT_STEPS = "use policy agree, draft or target, which arbitrage advise compares"
+OTHER_CONVENTION = (
+    "if the server supports /completions, set the model's template in pairs.toml; otherwise, set the target's continuation "
+    f"there ({', '.join(CONTINUATIONS)}), or {WITHOUT_STEPS}"
+)
+NO_DRAFT = f"if the server supports /completions, set the draft's template in pairs.toml; otherwise, {WITHOUT_STEPS}"
+WITHOUT_THINKING = (
+    "use a model without thinking, or set chat_template_kwargs = { enable_thinking = false } in the pair if the server "
+    "accepts this field"
+)
+
+log = logging.getLogger("arbitrage.servers")
+
+
+def open_served(
+    connection: Connection,
+    source: ServedSource,
+    role: ModelRole = "target",
+    *,
+    is_greedy: bool = False,
+    continues: bool = True,
+) -> ServedModel:
+    """Find a model on a server and test it. If `is_greedy` is true, rejected seeds are not reported.
+
+    Every chat API can be used for whole solutions. If `continues` is false, or for a checker, it is used for nothing else, so
+    it is not tested whether the model continues answers.
+
+    Raises ServerError or TemplateError if the model cannot be used.
+    """
+    server = Server(connection, source.address, source.key)
+    try:
+        model = connection.run(server.retry(partial(_find, server, source), is_probe=True))
+        if isinstance(model.dialect, Chat):
+            tested = role if continues else "check"
+            model = connection.run(_adapted(model, model.dialect, tested, is_greedy=is_greedy))
+        else:
+            segments = model.prompt(PromptStyle("")).segments(Problem("", PROBE_QUESTION))
+            model = connection.run(_tested(model, segments))
+    except ProblemError as error:
+        raise ServerError(error.message, WITHOUT_REASON if UNEXPLAINED.search(error.message) else error.hint) from error
+    log.info("%s", model.description)
+    return model
+
+
+async def _find(server: Server, source: ServedSource) -> ServedModel:
+    name = source.address.model
+    try:
+        models = (await server.fetch("models", ListedModels.model_validate)).data
+    except ServerRequestError as error:
+        if error.status != 404 or name is None:
+            raise
+        models = [ListedModel(id=name)]
+    found = _choose(server, models, name)
+    dialect = next((DIALECTS[owner] for model in models if (owner := model.owned_by or "") in DIALECTS), Completions)()
+    if source.continuation or (dialect.is_plain and not source.template):
+        dialect = Chat.at(server.name, source.continuation, source.template_variables)
+    facts = await server.fetch(dialect.facts_path, ServerFacts.model_validate) if dialect.facts_path else ServerFacts()
+    limits = [limit for limit in (found.max_model_len, facts.context_size, source.context_size) if limit and limit > 0]
+    card = ModelCard(
+        name=found.id,
+        description=f"{dialect.name} {facts.version}".strip(),
+        context_size=min(limits, default=CHAT_CONTEXT_SIZE if isinstance(dialect, Chat) else DEFAULT_CONTEXT_SIZE),
+        vocabulary_size=found.vocabulary_size or VOCABULARY_SIZE,
+        threads=0,
+        gpu_layers=0,
+    )
+    return ServedModel(server, source, dialect, card)
+
+
+def _choose(server: Server, models: Sequence[ListedModel], name: str | None) -> ListedModel:
+    found = {model.id: model for model in models}
+    if name is None and len(found) == 1:
+        return models[0]
+    if name not in found:
+        problem = f"has no model '{name}'" if name else f"has {len(found) or 'no'} models"
+        names = server.shown(", ".join([*found][:20]))
+        raise ServerError(f"{server.name} {problem}", f"append # and a model name to the address: {names}")
+    return found[name]
+
+
+async def _guards(model: ServedModel) -> Mapping[str, list[int]]:
+    """Return the guards if the tokenizer inserts a space before each text, as SentencePiece does."""
+    *heads, rest, whole = [await model.tokenize(text) for text in (*GUARDS, "a", f"{GUARDS[0]}a")]
+    return {} if whole == heads[0] + rest else dict(zip(GUARDS, heads, strict=True))
+
+
+async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
+    if not model.dialect.is_plain:
+        model = replace(model, guards=await model.server.retry(partial(_guards, model), is_probe=True))
+    controls = Controls(segments, can_ignore=model.dialect.can_ignore_controls)
+    prompt = await model.server.retry(partial(model.prompt_of, segments, controls), is_probe=True)
+    try:
+        return await _test(model, prompt, model.dialect.max_alternatives)
+    except ServerRequestError as error:
+        if error.status and error.status not in REFUSED:
+            raise
+    return await _test(model, prompt, 0)  # the server may refuse log-probabilities
+
+
+async def _test(model: ServedModel, prompt: Prompt, num_alternatives: int) -> ServedModel:
+    pieces = await _answer(model, TextRequest(model.name, prompt, PROBE_TOKENS, num_alternatives=num_alternatives))
+    if not _text_of(pieces):
+        raise ServerError(f"{model.server.name}: {model.name} writes no text", "use a chat model that has a chat template")
+    received = min((len(token.top) for piece in pieces for token in piece.tokens), default=0)
+    return replace(model, num_alternatives=received if received >= MIN_ALTERNATIVES else 0)
+
+
+async def _answer(model: ServedModel, request: TextRequest) -> list[Piece]:
+    async def collect() -> list[Piece]:
+        return [piece async for piece in model.pieces(request)]
+
+    return await model.server.retry(collect, is_probe=True)
+
+
+def _text_of(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+# --- chat APIs
+
+
+async def _adapted(model: ServedModel, chat: Chat, role: ModelRole, *, is_greedy: bool) -> ServedModel:
+    """Return the model with the features of its chat API. A checker never continues an answer."""
+    chat, pieces = await _ask(model, chat, PROBE_PROMPT, sampler=DRAWN)
+    text = _text_of(pieces).lstrip()
+    if not text or text.startswith("<think>") or any(piece.thinks for piece in pieces):
+        raise ServerError(f"{model.server.name}: {model.name} thinks before it answers", WITHOUT_THINKING)
+    cannot_continue: ServerError | None = None
+    if role == "target":
+        chat, cannot_continue = await _continuing(model, chat)
+    else:
+        chat = replace(chat, can_continue=False)
+        if role == "draft":
+            message = f"{model.name} at {model.server.name} is behind a chat API, so it cannot draft steps"
+            cannot_continue = ServerError(message, NO_DRAFT)
+    for name in sorted(chat.omitted & {"temperature", *(() if is_greedy else ("seed", "top_p"))}):
+        log.warning("%s does not accept %s, so samples differ from the requested ones", model.server.name, name)
+    return replace(model, dialect=chat, cannot_continue=cannot_continue)
+
+
+async def _continuing(model: ServedModel, chat: Chat) -> tuple[Chat, ServerError | None]:
+    """Test whether the model continues an unfinished answer. Return the API's features and, if it does not, the error."""
+    try:
+        chat, pieces = await _ask(model, chat, COUNTING)
+    except ServerRequestError as error:
+        if error.status not in REFUSED:
+            raise
+        text = error.message
+    else:
+        if (text := _text_of(pieces).lstrip()).startswith(REST):
+            return await _after_separator(model, chat), None
+    how = f"with '{chat.continuation}' ({text[:100]!r})"
+    message = f"{model.name} at {model.server.name} does not continue answers {how}"
+    return replace(chat, can_continue=False), ServerError(message, OTHER_CONVENTION)
+
+
+async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
+    """Test whether the server keeps the separator at the end of the text to continue. Anthropic rejects it."""
+    try:
+        chat, pieces = await _ask(model, chat, AFTER_STEP, stop=BLANK_LINE.separator)
+    except ServerRequestError as error:
+        if error.status not in REFUSED:
+            raise
+        return replace(chat, trims=True)
+    text = _text_of(pieces)
+    return replace(chat, trims=not text.strip() or text.startswith("\n"))
+
+
+async def _ask(
+    model: ServedModel, chat: Chat, prompt: Prompt, stop: str = "", sampler: Sampler = GREEDY
+) -> tuple[Chat, list[Piece]]:
+    """Send a probe without the optional fields that the server rejects.
+
+    Fields are omitted one at a time, because some servers reject only a combination of fields.
+    """
+    while True:
+        request = TextRequest(model.name, prompt, PROBE_TOKENS, sampler, stop=stop)
+        try:
+            return chat, await _answer(replace(model, dialect=chat), request)
+        except ServerRequestError as error:
+            rejected = [name for name in OPTIONAL if re.search(rf"\b{name}\b", error.message)]
+            new = [name for name in rejected if name not in chat.omitted]
+            if error.status not in REFUSED or not new:
+                raise
+            chat = replace(chat, omitted=chat.omitted | {new[0]})
