@@ -308,3 +308,63 @@ def test_a_chat_api_drafts_no_steps_and_is_asked_only_what_its_role_needs(
         server.bodies.clear()
         model = open_served(model.server.connection, model.source, role, continues=continues)
     assert (len(server.bodies), model.cannot_continue is not None) == (num_requests, refuses)
+
+
+def with_usage(read: int, written: int, body: Body) -> Body:
+    return {**body, "usage": {"prompt_tokens": read, "completion_tokens": written}}
+
+
+def test_usage_in_every_chunk_is_counted_once() -> None:
+    """Some APIs report in every chunk what the response has used so far."""
+    first = [with_usage(30, 1, chunk({"content": "one"})), with_usage(30, 2, chunk({}, "stop"))]
+    check = [with_usage(34, 1, chunk({"content": "two"})), with_usage(34, 2, chunk({}, "length"))]
+    answers = iter([first, check])
+    with opened_model(server := ChatServer(Api()), template=None) as model:
+        server.faults = lambda: Answer(next(answers), is_streamed=True)
+        limits = Limits(max_steps=1)
+        (finished,) = finished_of(
+            events_of({"target": writer(model)}, PROBLEMS[:1], "target", limits=limits, make_flow=one_by_one)
+        )
+    (step,) = [decision.kept for decision in finished.trace.decisions]
+    assert (step.stop, step.cost.prefill_tokens, step.cost.decode_tokens) == ("separator", 64, 4)
+
+
+@pytest.mark.parametrize("reported", [False, True], ids=["at the end", "in every chunk"])
+def test_the_prompt_of_an_interrupted_response_is_billed(monkeypatch: pytest.MonkeyPatch, *, reported: bool) -> None:
+    """The server reports its size in the response, or at the end of the response to the same prompt."""
+    set_limits(monkeypatch, FIRST_DELAY=0.001)
+    begun = chunk({"content": "I"})
+    cut = Answer([with_usage(30, 1, begun) if reported else begun], is_streamed=True, cut=1)
+    whole = [chunk({"content": "one"}), chunk({}, "stop"), with_usage(30, 2, {"choices": []})]
+    answers = iter([cut, cut, Answer(whole, is_streamed=True)])
+    with opened_model(server := ChatServer(Api()), template=None) as model:
+        server.faults = lambda: next(answers)
+        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
+    (step,) = [decision.kept for decision in finished.trace.decisions]
+    assert (step.text, step.cost.prefill_tokens, step.cost.decode_tokens) == ("one", 90, 4)
+
+
+def test_a_step_that_stalls_is_billed_the_prompt_that_its_server_reported() -> None:
+    stalled = Answer([with_usage(30, 1, chunk({"content": "I"}))], is_streamed=True, cut=1)
+    refused = Answer([{"error": {"message": "no"}}], 403)
+    answers = iter([stalled, refused])
+    with opened_model(server := ChatServer(Api()), template=None) as model:
+        server.faults = lambda: next(answers)
+        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
+    assert isinstance(finished.error, ServerRequestError)
+    assert sum(step.cost.prefill_tokens for step in finished.abandoned) == 30
+
+
+def test_the_prompt_of_a_solution_excludes_the_steps_of_the_draft() -> None:
+    """A chat API counts the text to continue as a part of the prompt."""
+    with opened_model(ChatServer(Api()), template=None) as model:
+        target = writer(model)
+        trace = Trace(PROBLEMS[0], SHORT)
+        solved = solve({**here(), "target": target}, PROBLEMS[:1], "entropy", 1.0)
+        (kept,) = solved.values()
+        trace.decisions.extend(kept.decisions[:1])
+        target.open(0, PROBLEMS[0])
+        target.start(0, WriteStep("target", trace))
+        while target.busy:
+            target.tick()
+        assert target.num_prompt_tokens(0) is None

@@ -4,8 +4,9 @@
 - A step that is cut off, because its problem ended or its server failed, is charged the same, but no time.
 - A response that is interrupted becomes no step. The step that is written instead is charged for it.
 
-A server reports at the end of a response how many tokens it used. Until then, the tokens that have arrived are counted, and
-those of the prompt if it was sent as token ids.
+Most servers report only at the end of a response how many tokens it used. Until then, the tokens that have arrived are
+counted, and those of the prompt if it was sent as token ids. Otherwise, the tokens of the prompt are known when the server
+reports them for the same prompt, which is usually sent again.
 """
 
 import time
@@ -19,25 +20,39 @@ from arbitrage_cli.types import Cost
 
 @dataclass(slots=True)
 class Bill:
-    """What a problem's responses cost that are not yet part of a step.
+    """The cost of a problem's responses that are not yet part of a step.
 
-    `spent` is the cost of responses that became no step. `num_unreported` counts the prompt tokens of a response that has
-    begun and not ended.
+    `spent` is the cost of responses that became no step. `prompt` and `usage` belong to a response that has begun and not
+    ended. `unknown` contains the prompts of interrupted responses whose tokens are unknown.
     """
 
     spent: Cost = field(default_factory=Cost)
-    num_unreported: int = 0
+    prompt: Prompt | None = None
+    usage: ReportedUsage | None = None
+    unknown: list[Prompt] = field(default_factory=list)
 
-    def note_arrival(self, prompt: Prompt) -> None:
+    @property
+    def usage_so_far(self) -> ReportedUsage | None:
+        """The tokens that the current response is known to have used: as reported, or those of the prompt that was sent."""
+        if self.usage is None and self.prompt and self.prompt.ids:
+            return ReportedUsage(prompt=len(self.prompt))
+        return self.usage
+
+    def note_arrival(self, prompt: Prompt, usage: ReportedUsage | None) -> None:
         """Note that a part of a response arrived, so that the server must have read the prompt."""
-        self.num_unreported = len(prompt.ids)
+        self.prompt = prompt
+        self.usage = usage or self.usage
 
-    def note_end(self, usage: ReportedUsage | None, step: ReceivedStep) -> None:
+    def note_end(self, step: ReceivedStep) -> None:
         """Charge the step what its response used, without the tokens of the response's earlier steps."""
-        self.num_unreported = 0
-        if usage:
+        if usage := self.usage_so_far:
             num_own = max(0, usage.cost.decode_tokens - step.num_earlier)
             step.reported += replace(usage.cost, decode_tokens=num_own)
+            num_interrupted = sum(prompt == self.prompt for prompt in self.unknown)
+            self.spent += Cost(prefill_tokens=num_interrupted * usage.prompt)
+            self.unknown = [prompt for prompt in self.unknown if prompt != self.prompt]
+        self.prompt = None
+        self.usage = None
 
     def add(self, usage: ReportedUsage | None) -> None:
         """Add a response that is not part of a step."""
@@ -51,13 +66,14 @@ class Bill:
 
     def cut(self, step: ReceivedStep) -> Cost:
         """Return the cost of a step that is cut off. Its time belongs to the step that replaces it, if any."""
-        received = replace(_cost_of(step), prefill_seconds=0.0, decode_seconds=0.0)
-        return self.spent + received + Cost(prefill_tokens=self.num_unreported)
+        self.note_end(step)
+        return self.spent + replace(_cost_of(step), prefill_seconds=0.0, decode_seconds=0.0)
 
     def retract(self, step: ReceivedStep) -> None:
         """Charge a step that will be written again to the step that replaces it."""
+        if self.prompt and not self.usage_so_far:
+            self.unknown.append(self.prompt)
         self.spent = self.cut(step)
-        self.num_unreported = 0
 
 
 def _cost_of(step: ReceivedStep) -> Cost:

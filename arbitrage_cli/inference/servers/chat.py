@@ -78,7 +78,9 @@ class ChatSolution(Solution):
         if not self._requests.may_be_complete(check.prompt.text):
             return False
         is_over = True
+        usage = None
         async for piece in self._options.model.pieces(check, self._requests.topic):
             is_over = is_over and not piece.text
-            self._bill.add(piece.usage)
+            usage = piece.usage or usage  # some servers report in every chunk
+        self._bill.add(usage)
         return is_over

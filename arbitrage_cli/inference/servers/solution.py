@@ -15,9 +15,9 @@ from arbitrage_cli.inference.servers.billing import Bill
 from arbitrage_cli.inference.servers.dialects import Prompt, TextRequest
 from arbitrage_cli.inference.servers.received import ReceivedStep, nothing_received, without_end_token
 from arbitrage_cli.inference.servers.requests import Options, StepRequests
-from arbitrage_cli.inference.servers.responses import Ending, Piece, ReportedUsage, token_stats
+from arbitrage_cli.inference.servers.responses import Ending, Piece, token_stats
 from arbitrage_cli.inference.step_text import StepText, end_of, step_end
-from arbitrage_cli.types import WHOLE, Cost, Decision, Step, StepStop, TokenStats, Trace, frozen
+from arbitrage_cli.types import WHOLE, Cost, Decision, Step, StepStop, TokenStats, Trace
 
 MAX_BLANK_RESPONSES = 4  # in a row
 
@@ -26,14 +26,6 @@ class Report(Protocol):
     """Reports what was written: text, a complete step, or that a part of the prompt must be read again."""
 
     def __call__(self, *, text: str = "", num_unread: int = 0, step: Step | None = None) -> None: ...
-
-
-@frozen
-class _Received:
-    """How a response ended, or None if it was closed because the rest was not needed, and what it used."""
-
-    ending: Ending | None
-    usage: ReportedUsage | None
 
 
 class Solution:
@@ -145,32 +137,31 @@ class Solution:
 
     async def _continue(self, request: TextRequest) -> StepStop | None:
         """Add a response to the step. Return the reason why the step ends, or None if it does not end yet."""
-        is_first = request.is_first and not self._step.pieces
-        response = await self._receive(request)
-        self._bill.note_end(response.usage, self._step)
-        if response.usage and is_first:
-            self._reported_prompt = response.usage.prompt
-        if response.ending is None:
+        is_first = not (self.trace.decisions or self._step.pieces)  # otherwise, the prompt contains steps
+        ending = await self._receive(request)
+        if is_first and (usage := self._bill.usage_so_far):
+            self._reported_prompt = usage.prompt
+        self._bill.note_end(self._step)
+        if ending is None:
             return self._step.stop
-        if self._is_empty() and (response.ending == "length" or not self.trace.decisions):
+        if self._is_empty() and (ending == "length" or not self.trace.decisions):
             hint = "if the model thinks without showing its thoughts, turn this off"
             raise ServerRequestError(f"{self._options.model.server.name} sent a response without text", hint)
-        return await self._stop(response.ending, request)
+        return await self._stop(ending, request)
 
-    async def _receive(self, request: TextRequest) -> _Received:
-        """Add the pieces of a response to the step, until the server ends it or the rest is not needed."""
-        ending, usage = None, None
+    async def _receive(self, request: TextRequest) -> Ending | None:
+        """Add the pieces of a response to the step. Return how it ended, or None if it was closed because it has enough."""
+        ending = None
         async with aclosing(self._options.model.pieces(request, self._requests.topic)) as pieces:
             async for piece in pieces:
-                self._bill.note_arrival(request.prompt)
+                self._bill.note_arrival(request.prompt, piece.usage)
                 self._add(without_end_token(piece, request.marker), request.max_tokens)
                 ending = piece.ending or ending
-                usage = piece.usage or usage
-                if self._needs_no_more():  # at least the number of ids that were sent is known
-                    return _Received(None, ReportedUsage(prompt=len(request.prompt)) if request.prompt.ids else usage)
+                if self._needs_no_more():
+                    return None
         if ending is None:
             raise ValueError("`ServedModel.pieces` ended without an ending")
-        return _Received(ending, usage)
+        return ending
 
     def _is_empty(self) -> bool:
         """Return whether a response has nothing, not even a token without text, such as the end of the sequence."""
