@@ -214,6 +214,20 @@ def test_contradictory_usage_is_unknown(wrong: dict[str, Any], caplog: pytest.Lo
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"choices": None, "usage": {"prompt_tokens": 30, "completion_tokens": 1}},
+        {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 1}},
+    ],
+)
+@pytest.mark.parametrize("end", [{"index": 0, "delta": None, "text": None, "finish_reason": "length"}])
+def test_null_is_as_good_as_nothing(last: Body, end: Body, caplog: pytest.LogCaptureFixture) -> None:
+    step = step_from([{**chunk({"content": "one"}), "usage": {}}, {"choices": [end]}, last])
+    assert (step.text, step.stop, step.cost.prefill_tokens) == ("one", "budget", 30)
+    assert caplog.records == []
+
+
 def test_only_the_first_choice_is_read() -> None:
     other = {"choices": [{"index": 1, "delta": {"content": "other"}, "finish_reason": "stop"}]}
     assert step_from([other, chunk({"content": "one\n\n"}), other, chunk({}, "stop")]).text == "one\n\n"

@@ -78,7 +78,7 @@ class ReportedUsage(BaseModel):
 
 def _known_usage(reported: object, read: ValidatorFunctionWrapHandler) -> Any:
     try:
-        return read(reported)
+        return read(reported or None)
     except ValidationError as error:
         log.warning("ignoring wrong token counts from a server: %s", error.errors()[0]["msg"])
         return None
@@ -117,6 +117,15 @@ class Piece:
 # --- OpenAI's format
 
 
+class _WithNulls(BaseModel):
+    """A part of a response in which null means that a field is missing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        return {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
+
+
 class _Delta(BaseModel):
     content: str | None = None
     reasoning: Any = Field(default=None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
@@ -133,7 +142,7 @@ class _LogProbabilities(BaseModel):
         return tuple(ServedToken(text, own, sorted(top.values(), reverse=True)) for text, own, top in rows)
 
 
-class _Choice(BaseModel):
+class _Choice(_WithNulls):
     """A continuation: `text` in completions, `delta` in chats."""
 
     index: int | None = None
@@ -159,7 +168,7 @@ class _Choice(BaseModel):
         return Piece(text, self.token_ids or (), tokens, ending, usage, thinks, failure)
 
 
-class Response(BaseModel):
+class Response(_WithNulls):
     """A response of `/completions` or `/chat/completions`, or a chunk of it."""
 
     choices: list[_Choice] = []
