@@ -29,13 +29,14 @@ COMMANDS = ("solve", "bench", "collect", "advise")
 STOPS = (0, 2, -1)  # rows that are left; -1: all
 OPTIONS = ("seed", "limit", "samples", "temperature", "concurrency", "check", "target")
 QUESTIONS = ("31 + 12", "5 * 7", "14 - 9 + 3", "27 + 2 * 6", "63 - 8", "9 * 4")
+ADDED = ("41 + 2", "6 * 6", "80 - 7", "12 + 3 * 5", "54 - 9", "8 * 7", "23 + 39", "3 * 9")  # while the run is stopped
 
-BEGUN: Mapping[str, Any] = {"seed": 7, "limit": 3, "samples": 2, "temperature": 0.7, "concurrency": 2}
-NOW: Mapping[str, Any] = {"seed": 8, "limit": 5, "samples": 3, "temperature": 0.9, "concurrency": 3}
+BEGUN: Mapping[str, Any] = {"seed": 7, "limit": 3, "samples": 2, "temperature": 0.7, "concurrency": 2, "reward": "rollout"}
+NOW: Mapping[str, Any] = {"seed": 8, "limit": 5, "samples": 3, "temperature": 0.9, "concurrency": 3, "reward": "prm"}
 HAVE: Mapping[str, Sequence[str]] = {  # the options of each command
     "solve": ("seed", "temperature", "concurrency", "check", "target"),
     "bench": OPTIONS,
-    "collect": ("seed", "limit", "temperature", "concurrency", "target"),
+    "collect": ("seed", "limit", "temperature", "concurrency", "target", "reward"),
     "advise": ("seed", "temperature", "check", "target"),
 }
 
@@ -63,7 +64,7 @@ class Cell:
             return None
         if self.option == "target":
             return "target" if self.way == "nothing" else None
-        changes_answers = self.option in ("seed", "temperature", "check") or (self.option, self.command) == (
+        changes_answers = self.option in ("seed", "temperature", "check", "reward") or (self.option, self.command) == (
             "concurrency",
             "bench",
         )
@@ -137,9 +138,9 @@ def words(cell: Cell, world: World, output: Path, values: Mapping[str, Any]) -> 
     problems = {"solve": "--input"}.get(cell.command, "--dataset")
     found: list[object] = [cell.command, problems, world.root / "problems.jsonl", "-o", output]
     found += ["--max-tokens", 12, "--ctx", 512, "--threads", 1]
-    if cell.command == "collect":
+    if cell.command == "collect" and cell.option != "reward":
         found += ["--reward", "rollout"]
-    elif cell.command != "advise":
+    elif cell.command in ("solve", "bench"):
         policy = {"check": "agree", "target": "target"}.get(cell.option, "draft")
         found += ["--policy", policy]
     if "pair" in values:
@@ -206,8 +207,13 @@ def begin_and_continue(cell: Cell, root: Path, tiny: Mapping[str, Path], address
     )
     if cell.way == "pair" and not is_served and not has_check:  # another prompt for new runs
         world.name_pair(target=target, check=None, system="Add these numbers.")
-    if cell.stop == 0 and cell.option == "target" and cell.way == "nothing":
+    if cell.stop == 0 and (cell.option, cell.way) == ("target", "nothing"):
         return  # nothing names a target: the built-in pair's is used
+    if cell.stop == 0 and cell.option == "reward":
+        return  # a new run with these rewards needs a process reward model
+    adds_problems = cell.option == "limit" and cell.way == "typed"
+    if cell.stop and cell.command in ("bench", "collect") and not adds_problems:
+        write_problems(root / "problems.jsonl", QUESTIONS + ADDED)
     result = world.run(*words(cell, world, first / output, models_now | now))
     if cell.refused:
         assert (result.code, f"--{cell.refused}" in result.err) == (2, True), result.err
@@ -221,6 +227,7 @@ def begin_and_continue(cell: Cell, root: Path, tiny: Mapping[str, Path], address
         world.name_pair(target=target, check=tiny["base"] if has_check else None, system="Add.")
         grown = {cell.option: NOW[cell.option]} if cell.way == "typed" and cell.option in ("limit", "samples") else {}
         expected = models | begun | grown
+    write_problems(root / "problems.jsonl", QUESTIONS)
     reference = world.run(*words(cell, world, whole / output, expected))
     assert reference.code == 0, reference.err
     found, known = texts(first, cell.command), texts(whole, cell.command)
