@@ -6,7 +6,7 @@ keeps its decisions; `extend` decides only the policies that are added.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from arbitrage_cli.app.naming import NamedRouter
+from arbitrage_cli.app.naming import NamedRouter, word_for
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.pair import FREE, PairCosts, parse_prices, price_costs
@@ -383,7 +383,7 @@ def _warnings_about_models(request: Request, models: ByRole[ModelSetup]) -> Iter
     if checker and request.task.name == "choice":
         yield CHOICE_LOSES
     if named.priced and not named.price:
-        priced = " and the ".join("checker" if role == "check" else role for role in named.priced)
+        priced = " and the ".join(map(word_for, named.priced))
         yield f"the price of the {priced} is not used, because the pair's target has no price"
     if draft and target and draft.size and target.size and target.size < draft.size:
         yield "the draft's file is larger than the target's; --draft should be the fast model"

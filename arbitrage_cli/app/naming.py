@@ -149,6 +149,11 @@ def writing(models: ByRole[T]) -> dict[ModelRole, T]:
     return {role: model for role, model in models.items() if role in WRITING}
 
 
+def word_for(role: ModelRole) -> str:
+    """Return what users read for a role."""
+    return "checker" if role == "check" else role
+
+
 def label_of(source: str) -> str:
     """Return a model's name for users: its name or its file's name; on a server, the model's name or the host."""
     if is_served(source):

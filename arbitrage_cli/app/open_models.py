@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.models import LocalModel, Model, RemoteModel, WriterOptions, Writers
+from arbitrage_cli.app.naming import word_for
 from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.token_ids import refuse_memory, refuse_other_token_ids, refuse_other_vocabularies
@@ -235,7 +236,7 @@ class OpenModels:
         for name in before:
             if before[name] != now.get(name):
                 raise UsageError(
-                    f"{role} server: {name} changed from {before[name]} to {now.get(name)} since this run began",
+                    f"{word_for(role)} server: {name} changed from {before[name]} to {now.get(name)} since this run began",
                     "serve the same model with the same settings, or use another --output",
                 )
         self.by_role[role] = remote
@@ -256,7 +257,7 @@ def _check_sha256(role: ModelRole, source: str, model: ModelSetup) -> None:
     files = local_files(source) if model.sha256 else ()
     if files and sha256_seen(files) != model.sha256:
         hint = "restore the file, or use another --output"
-        raise UsageError(f"{files[0]}: the file is not the {role} of this run, or has changed", hint, option=role)
+        raise UsageError(f"{files[0]}: the file is not the {word_for(role)} of this run, or has changed", hint, option=role)
 
 
 def served_models(

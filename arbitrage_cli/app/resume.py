@@ -22,6 +22,7 @@ from arbitrage_cli.app.naming import (
     router_of,
     served_sources,
     template_sha256,
+    word_for,
 )
 from arbitrage_cli.app.options import Options, RewardSource, validated_option
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, UsageError
@@ -117,7 +118,8 @@ def restored_options(options: Options, began: Run | None) -> Options:
     """Return the shared options as `restored` does. `explicit` contains what was typed now, and when the run began."""
     if began is None:
         return options
-    found = restored(options, options.explicit, began)
+    is_same_task = options.task == began.decided.settings.task  # the data set may have named it
+    found = restored(options, options.explicit.difference({"task"} if is_same_task else ()), began)
     explicit = options.explicit.union(set(began.asked.typed).difference(MODELS).intersection(_kept(options)))
     if found.tau != began.asked.options.get("tau"):
         explicit = explicit.difference({"tau"} - options.explicit)
@@ -331,7 +333,7 @@ def _unconfirmed(role: ModelRole, address: str, folder: Path) -> UsageError:
     with suppress(UsageError):
         host = Address.parse(address).host
     return UsageError(
-        f"{folder}: the {role} of this run is on {host}, a server that only this folder names",
+        f"{folder}: the {word_for(role)} of this run is on {host}, a server that only this folder names",
         f"if you trust it, add --{role} with its URL, or use another --output",
         option=role,
     )
@@ -343,7 +345,7 @@ def _as_decided(role: ModelRole, served: ServedSource, model: ModelSetup | None)
         return served
     if template_sha256(served) != model.served.template_sha256:
         hint = "restore the template in pairs.toml, or use another --output"
-        raise UsageError(f"the {role}'s chat template changed since this run began", hint, option=role)
+        raise UsageError(f"the {word_for(role)}'s chat template changed since this run began", hint, option=role)
     return replace(served, context_size=model.context_size, continuation=model.served.continuation)
 
 

@@ -389,3 +389,11 @@ def test_the_questions_of_an_advice_are_found_from_another_folder(here: Path, mo
     monkeypatch.chdir(here / "elsewhere")
     advise_pair(Options(), AdviceOptions(output_folder=here / "run", minutes=1.0), Shown())
     assert problems_of(here) == {f"p{number}" for number in range(len(QUESTIONS))}
+
+
+def test_the_task_of_the_run_may_be_typed(here: Path) -> None:
+    solve(here, typed(**DRAFT))
+    stop_after(1, here / "out.jsonl")
+    solve(here, typed(task="math"))
+    assert len(rows_of(here, "out.jsonl")) == len(QUESTIONS)
+    assert refused(solve, here, typed(task="free")).option == "task"
