@@ -2,9 +2,9 @@ r"""Finds and checks equations in a text, such as the wrong equation `788 * 9 = 
 
 The parser reads numbers (decimals, thousands commas, `%`), `+ - * / ( )` in plain, Unicode and LaTeX form, `\frac{}{}`, and
 chains such as `a = b = c`. It ignores currency signs, units and `\text{}`. It skips expressions that may be misread:
-variables, powers, words that imply arithmetic (`half of 10 + 2`), unit conversions (`1/2 hour = 30 minutes`), and quotients
-that a remainder follows (`17 / 5 = 3 remainder 2`, `17 / 5 = 3 hours and 24 minutes`). Values are exact fractions. Parsing
-takes linear time and never evaluates code.
+variables (`2ab = 6`), powers, repeating decimals, words that imply arithmetic (`half of 10 + 2`), unit conversions
+(`1/2 hour = 30 minutes`, `4 hours = 4 * 60`), and quotients that a remainder follows (`17 / 5 = 3 remainder 2`,
+`17 / 5 = 3 hours and 24 minutes`). Values are exact fractions. Parsing takes linear time and never evaluates code.
 """
 
 import math
@@ -27,7 +27,10 @@ MAX_DIGITS = 18  # in a number
 TOLERANCE = Fraction(1, 50)  # relative, for approximate equations
 
 _EQUAL = re.compile(r"=|\u2248|\\approx")
-_FRACTION_OF = re.compile(r"(%|\d/\d+|\})\s+of\s+(?=\$?\d)")  # 20% of 50, 3/4 of 20
+# Words in LaTeX that are read as outside of it: `25\% \text{ of } 80`, `3 \text{ hours and } 24 \text{ minutes}`
+_JOINING_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([A-Za-z ]*\b(?:and|of|remainder|with)\s*)\}")
+_NAMED_QUOTIENT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*\(?quotient\)?\s*\}")
+_FRACTION_OF = re.compile(r"(%|\d/\d+|\})\s+of\s+(?=\\?\$?\d)")  # 20% of 50, 3/4 of 20
 _REMAINDER = "remainder"
 _BEFORE_REMAINDER = (_REMAINDER, f"with {_REMAINDER}", f"with a {_REMAINDER}")
 _AFTER_QUOTIENT = r"[ $]*+(?:[,;]|\\[)\]])[ (]*+"  # in `3, remainder 2` and `\(17 / 5 = 3\) with a remainder of 2`
@@ -39,13 +42,14 @@ _TOKEN = re.compile(
     (?P<skip>[^\S\n]+|\\?[$]|[€£&]|\\[,;!\ ]|\\(?:left|right|quad)(?![a-z])|(?:\n|\\\\)(?=[ ]*+(?:&[ ]*+)?=)|\*\*(?=\s|[A-Z]|$))
     |(?P<break>\n|\\[\[\]()\\]|\\(?:begin|end)\{\w+\*?\}|<=|>=|=>|->|!=|[<>\u2264\u2265\u2192;:?]|[.,](?!\d))
     |(?P<equal>=|\u2248|\\approx(?![a-z]))
+    |(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar)(?![a-z]))
     |(?P<number>\.?[0-9][0-9,.]*(?::[0-9])?)
     |(?P<operator>[-+*/\u2212\u2013\u00d7\u00f7\u00b7]|\\(?:times|cdot|div)(?![a-z])|(?<=[\d\s)])[xX](?=\s*[$(]?[0-9]))
     |(?P<open>\(|\[|\{|\\boxed\s*\{)
     |(?P<close>[)\]}])
     |(?P<fraction>\\[dt]?frac(?=\s*\{))
     |(?P<percent>\\?%)
-    |(?P<name>[^\W\d_]++(?:\d\w*|(?=\()))
+    |(?P<name>[^\W\d_]++(?:\d\w*|(?=(?:\\left)?\()))
     |(?P<word>\\(?:text|mathrm|mbox)\s*\{[^{}\n]*\}|[^\W\d_]+(?:['\u2019-][^\W\d_]+)*)
     |(?P<unknown>\\[A-Za-z]+|.)
     """,
@@ -62,6 +66,8 @@ _COMPUTING = (  # words that change the value of an adjacent number
     "dozen dozens hundred thousand million billion k percent cent cents pair pairs score th st nd rd"
 )
 _COMPUTES = frozenset(_COMPUTING.split())
+_AFTER_DIGITS = "km cm mm kg mg lb lbs oz ml ft in yd mi hr hrs min sec mph am pm gb mb kb kwh th st nd rd"  # no variables
+_SHORT_UNITS = frozenset(_AFTER_DIGITS.split())
 _CONTINUES = _COMPUTES | {"and", "per", "by", "over", "to", "from", "between"}  # no new expression begins after these words
 
 
@@ -145,6 +151,8 @@ def _number(text: str) -> Value:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
+    text = _JOINING_TEXT.sub(r" \1 ", text)
+    text = _NAMED_QUOTIENT.sub(f" {_REMAINDER} ", text)
     text = _FRACTION_OF.sub(r"\1 * ", text)
     text = _QUOTIENT.sub(f" {_REMAINDER}", text)
     last_kind = "break"
@@ -155,14 +163,20 @@ def _tokens(text: str) -> Iterator[_Token]:
         if kind == "skip" or is_inside_expression:
             continue
         is_bullet = kind == "operator" and last_kind == "break" and text[match.end() : match.end() + 1].isspace()
+        is_after_digit = text[max(match.start() - 1, 0) : match.start()].isdigit()
         if kind == "number":
             tokens = _number_tokens(piece)
-        elif kind == "unknown" or is_bullet:
+        elif kind in ("unknown", "repeating") or is_bullet or (is_after_digit and _are_variables(piece)):
             tokens = [_Token("unknown")]
         else:
             tokens = [_Token(kind, _SIGNS.get(piece, piece))]
         yield from tokens
         last_kind = tokens[-1].kind
+
+
+def _are_variables(piece: str) -> bool:
+    """Return whether a word after a digit is a product of variables, as in `2ab`, and no unit."""
+    return piece.isalpha() and piece.islower() and 2 <= len(piece) <= 3 and piece not in _SHORT_UNITS
 
 
 def _number_tokens(piece: str) -> list[_Token]:
@@ -199,11 +213,19 @@ def _equations(tokens: Sequence[_Token]) -> Iterator[Equation]:
             is_rough = tokens[places[index + 1]].text != "="
             shifts = (0, 2, -2) if has_percent else (0,)  # `3 / 4 * 100 = 75%` is right as well
             is_right = any(_are_equal(left, right, shift, is_rough) for shift in shifts)
-            is_quotient = right.has_more and right.value == math.floor(left.value)
-            may_be_wrong = not is_quotient and (not (left.units and right.units) or left.units & right.units)
-            if is_right or may_be_wrong:
+            if is_right or _is_comparable(left, right):
                 in_chain = index and left is ends[index][0]
                 yield Equation(left.value, right.value, is_right, () if in_chain else left.numbers)
+
+
+def _is_comparable(left: _Side, right: _Side) -> bool:
+    """Return whether different values mean a wrong equation, because neither a unit nor a remainder explains the difference."""
+    if right.has_more and right.value == math.floor(left.value):
+        return False
+    if left.units & right.units:
+        return True
+    is_conversion = len(left.numbers) == 1 < len(right.numbers) and left.value in right.numbers  # 5 quarters = 5 * 25
+    return not left.units or not (right.units or is_conversion)
 
 
 def _are_equal(left: _Side, right: _Side, shift: int, is_rough: bool) -> bool:
@@ -238,7 +260,7 @@ def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
 
 def _is_mixed(first: Sequence[_Token], second: Sequence[_Token]) -> bool:
     """Return whether two pieces are the parts of one value, such as `3 hours and 24 minutes` or `3 and 1/3`."""
-    return first[-1].text.lower() == "and" and not any(token.text in ("+", "-", "*") for token in second)
+    return first[-1].text.lower() in ("and", "with") and not any(token.text in ("+", "-", "*") for token in second)
 
 
 def _pieces(tokens: Sequence[_Token]) -> list[list[_Token]]:

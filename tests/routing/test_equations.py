@@ -141,6 +141,16 @@ def test_signs_bind_as_in_python(flat: str) -> None:
         ("1 / 3 = 35%", [False]),
         ("1 / 8 = 9.5%", [False]),
         ("62.0 = 2 / 3 * 100%", [False]),
+        # words in LaTeX
+        ("\\(25\\% \\text{ of } \\$2,000.00 = 0.25 \\times 2000 = \\$500.00\\)", [True, True]),
+        ("\\(30\\% \\text{ of } 20 = 0.3 \\times 20 = 7\\)", [True, False]),
+        ("2 \\text{ dozen} = 2 \\times 12 = 24 \\text{ cups}", [True]),
+        ("5 \\text{ m} + 3 \\text{ m} = 9 \\text{ m}", [False]),
+        ("5km + 3km = 9km", [False]),
+        # conversions
+        ("5 quarters = 5 * 25 = 125 pennies", [True]),
+        ("5 quarters = 5 * 25 = 150 pennies", [False]),
+        ("134 tons = 134 * 1000 tons = 134000 tons", [False, True]),
         # quotients with a remainder
         ("15 / 5 = 3 remainder 0", [True]),
         ("17 / 5 = 4 remainder 2", [False]),
@@ -161,6 +171,9 @@ UNCERTAIN = (
     "2(3 + 4) = 15|12345678901234567890 + 1 = 2|The answer is \\boxed{42}.|a = 5|= 5 + 3|17 / 5 = 3 remainder 2|"
     "17 / 5 = 3 with remainder 2|17 ÷ 5 = 3, remainder 2|17 / 5 = 3 R 2|\\(17 \\div 5 = 3\\) with a remainder of \\(2\\)|"
     "$17 \\div 5 = 3$ remainder $2$|17 / 5 = 3 hours and 24 minutes|100 / 7 = 14 weeks and 2 days|10 / 3 = 3 and 1/3|"
+    "17 \\div 5 = 3 \\text{ remainder } 2|17 / 5 = 3 \\quad \\text{(quotient)}|17 / 5 = 3 \\text{ hours and } 24 \\text{ minutes}|"
+    "\\(2250 / 360 = 6 \\text{ turns with } 90 \\text{ degrees left}\\)|2ab = 75 * 5400|49 - 3ab = 6|5xy = 5 * 1/2|-3iz - 2iz = 3 - 2|"
+    "2/3 = 0.\\overline{6}|f\\left(\\frac{-2}{13}\\right) = \\frac{11}{15}|4 hours = 4 * 60|8 batches = 5.5 * 8|"
 )
 
 
