@@ -129,6 +129,7 @@ def advised_pair(request: Request, router: NamedRouter | None) -> AdvisedPair:
         "price": named.price,
         "system": request.system,
         "chat_template_kwargs": dict(named.load.template_variables),
+        "served": {role: [template_sha256(one), one.continuation] for role, one in named.served.items()},
     }
     sha256 = router.router.sha256 if router else None
     return AdvisedPair(machine, loading_of(named.load), models, sha256, request.task.name, settings)

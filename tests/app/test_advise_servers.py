@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from commands import MATH, Shown, refused, solve, typed
+from fake_chat import Api, ChatServer
 from fake_server import HashServer, on_loopback
 from faults import rows_of, write_problems
 from hash_language import HashBackend
@@ -147,3 +148,16 @@ def test_the_draft_alone_is_compared_if_nothing_else_can_be(home: Path) -> None:
         made = advised(typed(pair="mine", task="free"), "free.jsonl")
     assert [one.route.name for one in made.figures.policies] == ["target", "draft"]
     assert made.figures.policies[1].answers_same is not None
+
+
+def test_advice_is_for_one_way_of_continuing_answers(home: Path) -> None:
+    """Once the pair has the right convention, a new run tries routing, too."""
+    with on_loopback(ChatServer(Api("partial"))) as target:
+        for convention in (None, "partial"):
+            (home / "arbitrage" / "pairs.toml").unlink(missing_ok=True)
+            entry = TargetEntry(target, continuation=convention)
+            add_pair(home / "arbitrage" / "pairs.toml", PairEntry("mine", ModelEntry("builtin:draft"), entry))
+            given = AdviceOptions("sums.jsonl", minutes=0.1)
+            advise_pair(typed(pair="mine", max_tokens=4), given, Shown())
+    runs = [read_run_folder(folder).run.decided for folder in Path("runs").iterdir()]
+    assert sorted(any(one.policy == "arbitrage" for one in run.routes) for run in runs) == [False, True]
