@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -52,7 +53,7 @@ def find_program(text: str, wanted: Collection[str] = ()) -> str | None:
     Without such a block, return the last code block whose first definition is not a test, or else the last one with a
     definition, or else the last one, or else the whole text.
     """
-    blocks: list[str] = [block.rstrip() for block in _BLOCK.findall(text) or [text] if block.strip()]
+    blocks = [_unindented(block.rstrip()) for block in _BLOCK.findall(text) or [text] if block.strip()]
 
     def rank(block: str) -> tuple[bool, bool, bool]:
         names: list[str] = _DEFINITION.findall(block)
@@ -60,6 +61,11 @@ def find_program(text: str, wanted: Collection[str] = ()) -> str | None:
         return any(name in wanted for name in names), bool(names) and not is_test, bool(names)
 
     return max(reversed(blocks), key=rank, default=None)
+
+
+def _unindented(block: str) -> str:
+    """Remove the indentation of a block in a list item."""
+    return textwrap.dedent(block) if block[:1].isspace() else block
 
 
 def _wanted_names(script: str) -> set[str]:
@@ -93,7 +99,7 @@ def open_grader(*, is_sandboxed: bool = True) -> nullcontext[CodeGrader]:
 
 
 def grader_version() -> str:
-    return f"programs 4, Python {platform.python_version()}"
+    return f"programs 5, Python {platform.python_version()}"
 
 
 def _humaneval(row: InputRow) -> tuple[str, Json]:

@@ -2,10 +2,14 @@
 
 import csv
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files import hub
@@ -108,6 +112,7 @@ def _csv_rows(path: Path) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
+            _refuse_repeated(path, reader.fieldnames or ())
             for row in reader:
                 if None in row or None in row.values():
                     raise csv.Error(f"expected {len(reader.fieldnames or ())} fields, as in the header")
@@ -115,6 +120,13 @@ def _csv_rows(path: Path) -> Rows:
         except csv.Error as error:
             message = f"{path}: line {reader.line_num}: {error}"
             raise UsageError(message, "check that the first line of the file is a header") from error
+
+
+def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
+    """Raise UsageError if two columns have the same name. A spreadsheet may have saved several columns without a name."""
+    repeated = [name for name, count in Counter(names).items() if name and count > 1]
+    if repeated:
+        raise UsageError(f"{path}: two columns have the name '{shown(repeated[0])}'", "rename or remove one of them")
 
 
 def _text_rows(path: Path) -> Rows:
@@ -138,6 +150,7 @@ def _parquet_rows(path: Path, *, is_whole: bool) -> Rows:
         if is_whole and metadata.num_rows > MAX_DATASET_ROWS:
             raise _too_large(path, f"{MAX_DATASET_ROWS:,} rows")
         _check_declared_size(path, metadata)
+        _refuse_repeated(path, metadata.schema.to_arrow_schema().names)
         columns = map(metadata.schema.column, range(metadata.num_columns))
         texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
         to_python = _ToPython(pa, path)
@@ -184,6 +197,10 @@ class _ToPython:
         if isinstance(cell, self._pa.StructScalar):
             return {name: self(part) for name, part in cell.items()} if cell.is_valid else None
         value = cell.as_py()
+        if isinstance(cell, self._pa.FloatScalar) and value is not None:
+            return float(str(np.float32(value)))  # 0.1, not 0.10000000149011612
+        if isinstance(value, Decimal):
+            return f"{value:f}"
         if isinstance(value, str | bytes):
             self._num_characters += len(value)
             if self._num_characters > MAX_PARQUET_TEXT:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,46 @@ def test_parquet_file_over_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_dataset(str(path), offline=True)
     if limit == "MAX_DATASET_ROWS":
         assert len(load_dataset(str(path), offline=True, max_rows=1).items) == 1
+
+
+def write_columns(path: Path, **columns: Any) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pa.table(columns), path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "answer"),
+    [("float32", 0.1, 0.1), ("float64", 1 / 3, 1 / 3), ("float32", 27.0, 27.0)],
+)
+def test_numbers_of_a_parquet_file_are_as_exact_as_they_were_written(
+    tmp_path: Path, kind: str, value: float, answer: float
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    write_columns(tmp_path / "a.parquet", question=["q"], answer=pa.array([value], getattr(pa, kind)()))
+    assert load_dataset(str(tmp_path / "a.parquet"), offline=True).items[0].gold == {"answer": answer}
+
+
+def test_decimals_of_a_parquet_file_are_answers(tmp_path: Path) -> None:
+    write_columns(tmp_path / "a.parquet", question=["q"], answer=[Decimal("1.50")])
+    assert load_dataset(str(tmp_path / "a.parquet"), offline=True).items[0].gold == {"answer": "1.50"}
+
+
+def test_columns_without_a_name_may_be_repeated(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,,\nq,1,,\n", encoding="utf-8")
+    assert load_dataset(str(tmp_path / "a.csv"), offline=True).items[0].gold == {"answer": "1"}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".csv":
+        path.write_text("question,answer,answer\nq,1,2\n", encoding="utf-8")
+    else:
+        pa = pytest.importorskip("pyarrow")
+        table = pa.Table.from_arrays([pa.array(["q"]), *[pa.array(["1"])] * 2], names=["question", "answer", "answer"])
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    with pytest.raises(UsageError, match="'answer'"):
+        load_dataset(str(path), offline=True)
 
 
 def test_a_csv_file_with_a_header(tmp_path: Path) -> None:
