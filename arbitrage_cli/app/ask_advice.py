@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from arbitrage_cli.app.advise import Advice, advise
-from arbitrage_cli.app.gather import advised_pair, fetch, router_of_request
+from arbitrage_cli.app.gather import advised_pair, router_of_request
 from arbitrage_cli.app.naming import names_of
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.permission import permitted
+from arbitrage_cli.app.prepare import fetch
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Begun, Request, ask_to_compare
 from arbitrage_cli.app.resume import restored, restored_options

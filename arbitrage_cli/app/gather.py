@@ -3,7 +3,6 @@
 Missing files are downloaded, and missing token costs are measured.
 """
 
-import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,36 +10,35 @@ from pathlib import Path
 
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
 from arbitrage_cli.app.models import RemoteModel
-from arbitrage_cli.app.naming import NamedModels, NamedRouter, label_of, router_for, template_sha256, writing
+from arbitrage_cli.app.naming import NamedRouter, label_of, router_for, template_sha256
+from arbitrage_cli.app.prepare import fetch, measure_missing
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import settings_of
 from arbitrage_cli.app.token_ids import refuse_other_token_ids
-from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
 from arbitrage_cli.costs.store import (
     AdvisedPair,
     StoredAdvice,
     Tuned,
     find_measurements,
-    keep_tuned,
     loading_of,
     machine_here,
     read_cache,
     threads_without_costs,
     tuned_file,
 )
-from arbitrage_cli.errors import ArbitrageError, ModelFileError, TemplateError, UsageError
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, TemplateError
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.thinking import FORMATS
-from arbitrage_cli.model_files.checksums import known_sha256, sha256_seen
+from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.gguf import read_facts, read_header
-from arbitrage_cli.model_files.pairs import find_files, hub_name, is_gguf, is_served, local_files, no_such_file
+from arbitrage_cli.model_files.pairs import hub_name, is_gguf, is_served, local_files
 from arbitrage_cli.routing.route import parse_route
 from arbitrage_cli.runs.run import ModelSetup, ServedSetup
-from arbitrage_cli.system.machine import free_cores, processor_name
+from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.types import WRITING, ByRole, Fields, Json, ModelRole
 
 OpenServed = Callable[[ModelRole], RemoteModel | None]
@@ -57,7 +55,7 @@ def fetch_and_gather(
     If the request continues a run that has all these models, none is measured. The servers of the run's models are not asked.
     The probes take at most `cost_seconds`.
     """
-    known = request.began.run.decided.models if request.began else {}
+    known = request.run.decided.models if request.run else {}
     sources = _with_models_of_run(request, request.models_for(request.asked))
     paths = fetch(sources, display, offline=request.options.offline)
     refuse_other_token_ids(request.asked, {role: local_files(path) for role, path in paths.items()})
@@ -67,7 +65,7 @@ def fetch_and_gather(
 
 def _with_models_of_run(request: Request, needed: ByRole[str]) -> ByRole[str]:
     """Return the models that are needed, and those of the run that the request continues."""
-    known = request.began.run.decided.models if request.began else {}
+    known = request.run.decided.models if request.run else {}
     return {role: source for role, source in request.named.sources.items() if role in needed or role in known}
 
 
@@ -80,16 +78,21 @@ def gather(
 
     Raises ModelFileError if a file cannot be read, and the same errors as `open_served`.
     """
-    sources, advice, notes = _with_models_of_run(request, request.models_for(request.asked)), None, list[str]()
+    sources = _with_models_of_run(request, request.models_for(request.asked))
     router = router_of_request(request)
-    if request.is_default and not request.began:
+    advice: StoredAdvice | None = None
+    notes: list[str] = []
+    if request.is_default and not request.run:
         try:
-            if advice := _find_advice(request, router):
-                sources = request.models_for([*request.asked, parse_route(advice.route)[0]])
+            advice = _find_advice(request, router)
+            if advice:
+                advised, _ = parse_route(advice.route)
+                sources = request.models_for([*request.asked, advised])
         except ArbitrageError as error:
-            advice, notes = None, [f"the stored advice is ignored: {error.message}"]
-    load = request.named.load
-    measured = find_measurements(sources, load) if measured is None else measured
+            advice = None
+            notes = [f"the stored advice is ignored: {error.message}"]
+    if measured is None:
+        measured = find_measurements(sources, request.named.load)
     models = {role: model_facts(request, role, open_served, measured.get(role)) for role in sources}
     machine = machine_facts(computes=any(map(is_gguf, sources.values())))
     return RequestFacts(models, machine, router, advice, notes)
@@ -98,7 +101,9 @@ def gather(
 def router_of_request(request: Request) -> NamedRouter | None:
     """Return the router that was named or, if none was, the router for the models' files on this machine."""
     named = request.named
-    return router_for(named.sources, request.task) if named.router is None and named.finds_router else named.router
+    if named.router is None and named.finds_router:
+        return router_for(named.sources, request.task)
+    return named.router
 
 
 def machine_facts(*, computes: bool) -> Json:
@@ -202,76 +207,3 @@ def prompt_of(path: Path, variables: Fields, instructions: str = INSTRUCTIONS) -
         return ChatPrompt(template, None, (), PromptStyle(instructions), variables)
     except TemplateError:  # loading the model reports the error with the model's name
         return None
-
-
-# --- downloading and measuring
-
-
-def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> dict[ModelRole, Tuned]:
-    """Measure and store the unit costs of both models.
-
-    Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
-    """
-    for source in writing(named.sources).values():
-        if not is_gguf(source):
-            raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
-    paths = fetch(writing(named.sources), display, offline=offline)
-    keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be written
-    return measure_and_keep(paths, named.load, display.loading, display.note)
-
-
-def measure_missing(
-    request: Request,
-    found: ByRole[str],
-    display: Display,
-    cost_seconds: float | None,
-) -> ByRole[Tuned]:
-    """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
-
-    Costs are measured only if a policy of the request depends on them or is compared with others. The costs of a checker are
-    measured only for a policy that uses it. `cost_seconds` is the maximum time for the probes. A disturbed measurement
-    does not replace known costs.
-    """
-    load = request.named.load
-    uses_checker = request.compares or any(policy.compares_answers for policy in request.asked)
-    others = {"prm"} if uses_checker else {"prm", "check"}
-    paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
-    known = find_measurements(paths, load, display.note)
-    depends_on_costs = (
-        policy.speculates or policy.compares_answers or (policy.routes_steps and policy.is_candidate)
-        for policy in request.asked
-    )
-    is_needed = request.compares or any(depends_on_costs)
-    if not is_needed or not {"draft", "target"} <= paths.keys() or known.keys() == paths.keys():
-        return known
-    seconds = math.ceil(cost_seconds or PROBE_SECONDS)
-    display.tell(f"measuring the token costs of these models on this machine, which takes up to {seconds} s")
-    measured = measure_and_keep(paths, load, display.loading, display.note, cost_seconds)
-    return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
-
-
-def warn_of_load(threads_of: ByRole[int], display: Display) -> None:
-    """Note that other programs use the cores of models with several threads."""
-    threads = max(threads_of.values(), default=1)
-    if threads > 1 and (free := free_cores()) < threads:
-        display.note(
-            f"other programs are using the processor, so {threads} threads may be slower than {free}; "
-            f"to use fewer, add --threads {free}"
-        )
-
-
-def fetch(sources: ByRole[str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
-    """Download missing files. Return each model's first file, or its name if it has no file.
-
-    Raises ModelFileError if a file does not exist, is damaged or is not a GGUF model; HubError if a download fails.
-    """
-    files_of: dict[ModelRole, tuple[Path, ...]] = {}
-    for role, source in sources.items():
-        files_of[role] = find_files(source, offline=offline, on_progress=display.fetching)
-        if files_of[role] and not local_files(source):
-            raise no_such_file(source)
-        for part in local_files(source):
-            read_header(part)
-    for files in filter(None, files_of.values()):  # large files are read last
-        known_sha256(files, lambda progress: display.fetching(replace(progress, activity="hashing")))
-    return {role: str(files[0]) if files else sources[role] for role, files in files_of.items()}

@@ -15,8 +15,9 @@ from pairs_file import add_pair
 from small_routers import write_router
 
 from arbitrage_cli.app.decide import available_router, decide, extend
-from arbitrage_cli.app.gather import gather, router_of_request, warn_of_load
+from arbitrage_cli.app.gather import gather, router_of_request
 from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.prepare import warn_of_load
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Request, Use, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.start import open_session
@@ -373,7 +374,7 @@ def test_a_busy_machine_is_noted_before_a_run_with_several_threads(
     notes = list[str]()
     display = LogDisplay(logging.getLogger("arbitrage.test"))
     monkeypatch.setattr(display, "note", notes.append)
-    monkeypatch.setattr("arbitrage_cli.app.gather.free_cores", lambda: free)
+    monkeypatch.setattr("arbitrage_cli.app.prepare.free_cores", lambda: free)
     warn_of_load({"target": threads}, display)
     assert [words for words in noted if words in " ".join(notes)] == noted
     assert len(notes) == len(noted)

@@ -13,9 +13,10 @@ from made_up_tuning import make_tuned
 
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.gather import advised_pair, fetch_and_gather, gather, measure_costs, router_of_request
+from arbitrage_cli.app.gather import advised_pair, fetch_and_gather, gather, router_of_request
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
+from arbitrage_cli.app.prepare import measure_costs
 from arbitrage_cli.app.request import ask, ask_to_compare
 from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, keep_tuned, loading_of, machine_here, tuned_file
 from arbitrage_cli.errors import OutputError
@@ -44,7 +45,7 @@ def measured(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str
         return made
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
-    monkeypatch.setattr("arbitrage_cli.app.gather.measure_and_keep", measure)
+    monkeypatch.setattr("arbitrage_cli.app.prepare.measure_and_keep", measure)
     return calls
 
 

@@ -1,0 +1,94 @@
+"""Prepares the models of a command: downloads missing files, and measures missing token costs."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from arbitrage_cli.app.naming import NamedModels, writing
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.request import Request
+from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
+from arbitrage_cli.costs.store import Tuned, find_measurements, keep_tuned, tuned_file
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.model_files.checksums import FileProgress, known_sha256
+from arbitrage_cli.model_files.gguf import read_header
+from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files, no_such_file
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.system.machine import free_cores
+from arbitrage_cli.types import WRITING, ByRole, ModelRole
+
+
+def fetch(sources: ByRole[str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
+    """Download missing files. Return each model's first file, or its name if it has no file.
+
+    Raises ModelFileError if a file does not exist, is damaged or is not a GGUF model; HubError if a download fails.
+    """
+    files_of: dict[ModelRole, tuple[Path, ...]] = {}
+    for role, source in sources.items():
+        files_of[role] = find_files(source, offline=offline, on_progress=display.fetching)
+        if files_of[role] and not local_files(source):
+            raise no_such_file(source)
+        for part in local_files(source):
+            read_header(part)
+
+    def show_hashing(progress: FileProgress) -> None:
+        display.fetching(replace(progress, activity="hashing"))
+
+    for files in filter(None, files_of.values()):  # large files are read last
+        known_sha256(files, show_hashing)
+    return {role: str(files[0]) if files else sources[role] for role, files in files_of.items()}
+
+
+def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> dict[ModelRole, Tuned]:
+    """Measure and store the unit costs of both models.
+
+    Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
+    """
+    for source in writing(named.sources).values():
+        if not is_gguf(source):
+            raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
+    paths = fetch(writing(named.sources), display, offline=offline)
+    keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be written
+    return measure_and_keep(paths, named.load, display.loading, display.note)
+
+
+def measure_missing(
+    request: Request,
+    found: ByRole[str],
+    display: Display,
+    cost_seconds: float | None,
+) -> ByRole[Tuned]:
+    """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
+
+    Costs are measured only if a policy of the request depends on them or is compared with others. The costs of a checker are
+    measured only for a policy that uses it. `cost_seconds` is the maximum time for the probes. A disturbed measurement
+    does not replace known costs.
+    """
+    load = request.named.load
+    roles = {*WRITING}
+    if request.compares or any(policy.compares_answers for policy in request.asked):
+        roles.add("check")
+    paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role in roles and is_gguf(path)}
+    known = find_measurements(paths, load, display.note)
+    has_both = paths.keys() >= {*WRITING}
+    is_needed = request.compares or any(map(_depends_on_costs, request.asked))
+    if not (is_needed and has_both) or known.keys() == paths.keys():
+        return known
+    seconds = math.ceil(cost_seconds or PROBE_SECONDS)
+    display.tell(f"measuring the token costs of these models on this machine, which takes up to {seconds} s")
+    measured = measure_and_keep(paths, load, display.loading, display.note, cost_seconds)
+    return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
+
+
+def _depends_on_costs(policy: Policy) -> bool:
+    return policy.speculates or policy.compares_answers or (policy.routes_steps and policy.is_candidate)
+
+
+def warn_of_load(threads_of: ByRole[int], display: Display) -> None:
+    """Note that other programs use the cores of models with several threads."""
+    threads = max(threads_of.values(), default=1)
+    if threads > 1 and (free := free_cores()) < threads:
+        display.note(
+            f"other programs are using the processor, so {threads} threads may be slower than {free}; "
+            f"to use fewer, add --threads {free}"
+        )
