@@ -106,12 +106,14 @@ def _letter_before(after: str) -> re.Pattern[str]:
 
 _LETTER = _letter_before(_AFTER_A_LETTER)
 _LETTER_IN_BOX = _letter_before(rf"{_AFTER_A_LETTER}|\s+\d")
+_MORE_LETTERS = re.compile(r"(?:[\s)}*$]*(?:,|/|&|\band\b|\bor\b)[\s({*$]*[A-Z])+[\s)}*$.]*$")  # B and C, (B) or (C)
 
 
 def find_letter(text: str) -> str | None:
     """Return the letter at the start of the final answer, as in `B`, `(B)`, `B. seven` or `option B`.
 
-    Without a box, this is the last answer that the text states and that begins with a letter.
+    Without a box, this is the last answer that the text states and that begins with a letter. An answer that names several
+    letters, such as `B or C`, has none.
     """
     boxed = boxed_answer(text)
     if boxed is not None:
@@ -121,7 +123,7 @@ def find_letter(text: str) -> str | None:
 
 def _letter_in(answer: str, letter: re.Pattern[str]) -> str | None:
     found = letter.match(answer)
-    return found[found.lastindex or 0] if found else None
+    return found[found.lastindex or 0] if found and not _MORE_LETTERS.match(answer, found.end()) else None
 
 
 def _grade_choice(text: str, gold: Fields) -> Grade:

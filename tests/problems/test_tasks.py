@@ -221,6 +221,8 @@ def test_a_function_of_the_name_of_a_test_is_graded() -> None:
         ("The answer is option A because it is.", "A"), ("\\boxed{\\mathbb{R}}", None), ("\\boxed{\\{B\\}}", None),
         ("\\boxed{\\text{A train}}", None), ("\\boxed{\\textbf{I think}}", None), ("\\boxed{$Bx$}", None),
         ("The answer is choice I made.", None), ("The answer is options Because", None), ("The answer is optional.", None),
+        ("\\boxed{B, C}", None), ("\\boxed{\\text{(B) and (C)}}", None), ("The answer is B or C.", None), ("\\boxed{A, B, C}", None),
+        ("\\boxed{B, since A is wrong}", "B"), ("The answer is B, and A is wrong.", "B"), ("\\boxed{B. A}", "B"),
         ("\\boxed{OptionB}", None), ("The correct option is B.", "B"), ("The correct choice is (B) 7.", "B"),
         ("**Best answer:** C", "C"), ("The right answer choice is:\n\n**D) 12**", "D"), ("The best option is to wait.", None),
         ("The answer is B. The best option is clear.", "B"), ("The answer is A? No, the correct option is B.", "B"),
