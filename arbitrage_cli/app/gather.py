@@ -1,6 +1,6 @@
 """Gathers the facts for `app.decide`: files, token costs, facts from servers and chat templates, and this machine.
 
-Missing files are downloaded, and missing token costs are measured.
+`app.prepare` downloads missing files and measures missing token costs first.
 """
 
 import platform
