@@ -358,6 +358,20 @@ def test_the_prompt_of_an_interrupted_response_is_billed(monkeypatch: pytest.Mon
     assert (step.text, step.cost.prefill_tokens, step.cost.decode_tokens) == ("one", 90, 4)
 
 
+def test_the_prompt_of_a_response_that_is_interrupted_between_steps_is_billed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next prompt contains this prompt and the complete steps."""
+    set_limits(monkeypatch, FIRST_DELAY=0.001)
+    cut = Answer([chunk({"content": text}) for text in ("one", "\n\n", "tw")], is_streamed=True, cut=3)
+    whole = [chunk({"content": "two"}), chunk({}, "stop"), with_usage(34, 2, {"choices": []})]
+    answers = iter([cut, Answer(whole, is_streamed=True)])
+    with opened_model(server := ChatServer(Api()), template=None) as model:
+        server.faults = lambda: next(answers)
+        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
+    first, second = [decision.kept for decision in finished.trace.decisions]
+    assert (first.text, first.num_tokens, second.text) == ("one\n\n", 2, "two")
+    assert first.cost.prefill_tokens + second.cost.prefill_tokens == 34 + 32
+
+
 def test_a_step_that_stalls_is_billed_the_prompt_that_its_server_reported() -> None:
     stalled = Answer([with_usage(30, 1, chunk({"content": "I"}))], is_streamed=True, cut=1)
     refused = Answer([{"error": {"message": "no"}}], 403)

@@ -6,7 +6,7 @@
 
 Most servers report only at the end of a response how many tokens it used. Until then, the tokens that have arrived are
 counted, and those of the prompt if it was sent as token ids. Otherwise, the tokens of the prompt are known when the server
-reports them for the same prompt, which is usually sent again.
+reports them for the next prompt, which is the same, or the same with the steps that were complete.
 """
 
 import time
@@ -15,7 +15,18 @@ from dataclasses import dataclass, field, replace
 from arbitrage_cli.inference.servers.dialects import Prompt
 from arbitrage_cli.inference.servers.received import ReceivedStep
 from arbitrage_cli.inference.servers.responses import ReportedUsage
-from arbitrage_cli.types import Cost
+from arbitrage_cli.types import Cost, frozen
+
+
+@frozen
+class _Read:
+    """The prompt of a response, and the number of tokens in all steps before the response."""
+
+    prompt: Prompt
+    num_before: int
+
+    def is_in(self, prompt: Prompt) -> bool:
+        return prompt.messages == self.prompt.messages and prompt.text.startswith(self.prompt.text)
 
 
 @dataclass(slots=True)
@@ -23,13 +34,14 @@ class Bill:
     """The cost of a problem's responses that are not yet part of a step.
 
     `spent` is the cost of responses that became no step. `prompt` and `usage` belong to a response that has begun and not
-    ended. `unknown` contains the prompts of interrupted responses whose tokens are unknown.
+    ended. `num_kept` counts the tokens of all steps that were kept.
     """
 
     spent: Cost = field(default_factory=Cost)
     prompt: Prompt | None = None
     usage: ReportedUsage | None = None
-    unknown: list[Prompt] = field(default_factory=list)
+    num_kept: int = 0
+    interrupted: list[_Read] = field(default_factory=list)  # whose tokens are unknown
 
     @property
     def usage_so_far(self) -> ReportedUsage | None:
@@ -45,14 +57,24 @@ class Bill:
 
     def note_end(self, step: ReceivedStep) -> None:
         """Charge the step what its response used, without the tokens of the response's earlier steps."""
-        if usage := self.usage_so_far:
+        usage = self.usage_so_far
+        if usage and self.prompt:
             num_own = max(0, usage.cost.decode_tokens - step.num_earlier)
             step.reported += replace(usage.cost, decode_tokens=num_own)
-            num_interrupted = sum(prompt == self.prompt for prompt in self.unknown)
-            self.spent += Cost(prefill_tokens=num_interrupted * usage.prompt)
-            self.unknown = [prompt for prompt in self.unknown if prompt != self.prompt]
+            self._settle(usage.prompt, _Read(self.prompt, self._num_before(step)))
         self.prompt = None
         self.usage = None
+
+    def _num_before(self, step: ReceivedStep) -> int:
+        """Return the number of tokens in the steps before the current response."""
+        return self.num_kept - step.num_earlier
+
+    def _settle(self, num_prompt: int, read: _Read) -> None:
+        """Add the prompts of the interrupted responses that this prompt of `num_prompt` tokens contains."""
+        known = [one for one in self.interrupted if one.is_in(read.prompt)]
+        num_tokens = sum(max(0, num_prompt - (read.num_before - one.num_before)) for one in known)
+        self.spent += Cost(prefill_tokens=num_tokens)
+        self.interrupted = [one for one in self.interrupted if one not in known]
 
     def add(self, usage: ReportedUsage | None) -> None:
         """Add a response that is not part of a step."""
@@ -62,6 +84,7 @@ class Bill:
         """Return the cost of a step that is kept, and begin the bill of the next step."""
         cost = self.spent + _cost_of(step)
         self.spent = Cost()
+        self.num_kept += step.num_tokens
         return cost
 
     def cut(self, step: ReceivedStep) -> Cost:
@@ -72,7 +95,7 @@ class Bill:
     def retract(self, step: ReceivedStep) -> None:
         """Charge a step that will be written again to the step that replaces it."""
         if self.prompt and not self.usage_so_far:
-            self.unknown.append(self.prompt)
+            self.interrupted.append(_Read(self.prompt, self._num_before(step)))
         self.spent = self.cut(step)
 
 
