@@ -923,3 +923,19 @@ def test_a_server_that_is_not_there_is_reported_at_once() -> None:
     server.handle = lambda *arguments: Answer([], 0)  # type: ignore[method-assign]
     with pytest.raises(ServerError), opened_model(server):
         pass
+
+
+@pytest.mark.parametrize(
+    ("missing", "asked", "version"),
+    [
+        ((), ["/server_info"], "SGLang 0.5.23"),
+        (("/server_info",), ["/server_info", "/get_server_info"], "SGLang 0.5.23"),
+        (("server_info",), ["/server_info", "/get_server_info"], "SGLang"),
+    ],
+)
+def test_what_a_server_says_of_itself_may_have_moved(missing: tuple[str, ...], asked: list[str], version: str) -> None:
+    server = HashServer("sglang")
+    server.faulty_paths, server.faults = missing, lambda: Answer([{"error": {"message": "Not Found"}}], 404)
+    with opened_model(server) as model:
+        assert model.card.description == version
+    assert [path for path in server.counts if path.endswith("server_info")] == asked

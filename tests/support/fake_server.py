@@ -94,6 +94,7 @@ class HashServer:
                 "/detokenize": self._detokenize,
             },
             "sglang": {
+                "/server_info": lambda body: Answer([{"version": "0.5.23"}]),
                 "/get_server_info": lambda body: Answer([{"version": "0.5.23"}]),
                 "/tokenize": self._tokenize,
                 "/detokenize": self._detokenize,

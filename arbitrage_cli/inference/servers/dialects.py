@@ -100,7 +100,7 @@ class Completions:
     is_plain = True  # without extensions
     max_alternatives = 5
     can_ignore_controls = False  # can tokenize control tokens as plain text
-    facts_path = ""
+    facts_paths: ClassVar[Sequence[str]] = ()  # where the version and the context size may be found
     rendering_path = "/tokenize"
     own_fields: ClassVar[Json] = {}  # includes neutral values for the server's default sampling
 
@@ -135,7 +135,7 @@ class Vllm(Completions):
     name = "vLLM"
     is_plain = False
     max_alternatives = 20
-    facts_path = "/version"
+    facts_paths: ClassVar[Sequence[str]] = ("/version",)
     own_fields: ClassVar[Json] = {
         "top_k": -1,
         "min_p": 0.0,
@@ -159,7 +159,7 @@ class Sglang(Vllm):
     """The dialect of SGLang, which ignores vLLM's fields."""
 
     name = "SGLang"
-    facts_path = "/get_server_info"
+    facts_paths = ("/server_info", "/get_server_info")  # older versions only have the second
 
 
 class LlamaServer(Completions):
@@ -170,7 +170,7 @@ class LlamaServer(Completions):
     is_plain = False
     max_alternatives = 20
     can_ignore_controls = True
-    facts_path = "/props"
+    facts_paths = ("/props",)
     rendering_path = "/apply-template"
     own_fields: ClassVar[Json] = {"cache_prompt": True, "return_tokens": True}
 

@@ -113,7 +113,7 @@ async def _find(server: Server, source: ServedSource) -> ServedModel:
     dialect = next((DIALECTS[owner] for model in models if (owner := model.owned_by or "") in DIALECTS), Completions)()
     if source.continuation or (dialect.is_plain and not source.template):
         dialect = Chat.at(server.name, source.continuation, source.template_variables)
-    facts = await server.fetch(dialect.facts_path, ServerFacts.model_validate) if dialect.facts_path else ServerFacts()
+    facts = await _facts(server, dialect.facts_paths)
     limits = [limit for limit in (found.max_model_len, facts.context_size, source.context_size) if limit and limit > 0]
     card = ModelCard(
         name=found.id,
@@ -124,6 +124,17 @@ async def _find(server: Server, source: ServedSource) -> ServedModel:
         gpu_layers=0,
     )
     return ServedModel(server, source, dialect, card)
+
+
+async def _facts(server: Server, paths: Sequence[str]) -> ServerFacts:
+    """Return what the server says of itself at the first of these paths that it has."""
+    for path in paths:
+        try:
+            return await server.fetch(path, ServerFacts.model_validate)
+        except ServerRequestError as error:
+            if error.status != 404:
+                raise
+    return ServerFacts()
 
 
 def _choose(server: Server, models: Sequence[ListedModel], name: str | None) -> ListedModel:
