@@ -108,7 +108,8 @@ def published(answer: Json, model: ModelRole, size: float) -> Step:
 def run_of(rows: list[Json]) -> Run:
     """Return a run of both policies on these problems, without token costs: the times of the answers count."""
     run = make_run(0, columns=[("target", None), ("agree", None)]).run
-    decided = {**run["decided"], "models": {}}
+    models = {role: {**model, "costs": None} for role, model in run["decided"]["models"].items()}
+    decided = {**run["decided"], "models": models}
     dataset = {"name": "published answers", "revision": None, "sha256": "0" * 64, "count": len(rows)}
     return as_run({**run, "decided": decided, "loaded": {}, "dataset": dataset, "levels": {row["id"]: None for row in rows}})
 

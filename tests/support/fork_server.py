@@ -31,7 +31,7 @@ import made_up_policy
 from hurry import hurry
 from scripted_models import Arithmetic, Continuation
 
-from arbitrage_cli.app import gather
+from arbitrage_cli.app import prepare
 from arbitrage_cli.cli.main import main
 from arbitrage_cli.costs import measure
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
@@ -86,7 +86,7 @@ def warm_up() -> None:
 def ignore_other_tests() -> None:
     """Other tests use the processor, too. Here, no measurement counts as disturbed, and no core as taken."""
     measure.Probes.is_disturbed = lambda probes, **options: False  # type: ignore[method-assign]
-    for module in (measure, gather):
+    for module in (measure, prepare):
         vars(module)["free_cores"] = logical_processors
 
 
