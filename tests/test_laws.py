@@ -754,7 +754,7 @@ def test_proposals_are_invisible_in_llama(
     cost = sum((step.cost for step in steps), Cost())
     assert cost.verify_tokens > 0
     if len({*pair}) == 1:
-        assert cost.verify_kept > 0.6 * sum(step.num_tokens for step in steps)
+        assert cost.verify_kept > (0.6 if sampler.is_greedy else 0.2) * sum(step.num_tokens for step in steps)
 
 
 @each_pair

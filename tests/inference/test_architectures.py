@@ -14,7 +14,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import KvCache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.inference.speculation import Drafting, Planner, Speculation
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Trace
@@ -28,6 +28,16 @@ READ, REJECTED = (5, 9, 12, 7, 30, 22, 41, 8, 15, 3), (11, 17, 25, 33)
 SAME_LOGITS = 1e-3  # batches of other sizes differ by up to 4e-7 on a CPU, and by 1e-4 on a GPU
 UNSTEADY = 0.2  # temperature of a draft that is usually, but not always, right
 ROLL_BACK = {"qwen35", "qwen35moe", "lfm2", "lfm2moe", "nemotron_h"}  # with the tested version of llama-cpp-python
+
+
+speculate_as_the_target = Engine.speculate
+
+
+def speculate_unsteadily(
+    engine: Engine, slot: int, trace: Trace, prefix: str, drafting: Drafting, sampler: Sampler, *, until_end: bool = False
+) -> Speculation:
+    """Draw tokens in another way than the target, which therefore rejects some of them."""
+    return speculate_as_the_target(engine, slot, trace, prefix, drafting, Sampler(UNSTEADY), until_end=until_end)
 
 
 @pytest.fixture(scope="module", params=HINTS)
@@ -74,6 +84,7 @@ def test_the_laws_hold(
 ) -> None:
     """Laws 1, 4 and 5: neither the cache nor draft tokens nor other problems in flight change a text."""
     monkeypatch.setattr(Planner, "plan_speculation", always_draft)
+    monkeypatch.setattr(Engine, "speculate", speculate_unsteadily)
     alone, _ = solved(path, policy)
     forgetting, _ = solved(path, policy, rollback=ROLLBACK, engine=ForgetfulEngine)
     together, max_dropped = solved(path, policy, rollback=ROLLBACK, concurrency=concurrency)
