@@ -14,7 +14,7 @@ from arbitrage_cli.arbitrage import CompareAnswers, Flow, FlowRequest, WriteStep
 from arbitrage_cli.types import Check, Decision, ModelRole, Step, Trace
 
 FindAnswer = Callable[[Trace], str | None]
-"""Returns the final answer of a solution, or None if it has none."""
+"""Returns the final answer of a solution, or None if no answer is found."""
 IsSame = Callable[[Trace, str], bool]
 """Returns whether a solution has this answer."""
 

@@ -267,6 +267,7 @@ def test_proposals_save_decodes(sampler: Sampler, make_draft: type[HashBackend])
     num_tokens = sum(d.target.num_tokens for trace in traces.values() for d in trace.decisions if d.target)
     assert cost.decode_tokens + cost.verify_kept == num_tokens
     share = cost.verify_kept / num_tokens
+    # With sampling, even two copies of a model draw different tokens.
     assert share > (0.8 if make_draft is HashBackend and sampler.is_greedy else 0.3)
     assert cost.verify_kept <= cost.verify_tokens
 
@@ -754,6 +755,7 @@ def test_proposals_are_invisible_in_llama(
     cost = sum((step.cost for step in steps), Cost())
     assert cost.verify_tokens > 0
     if len({*pair}) == 1:
+        # With sampling, the target draws other tokens than the draft, so it keeps fewer of them.
         assert cost.verify_kept > (0.6 if sampler.is_greedy else 0.2) * sum(step.num_tokens for step in steps)
 
 

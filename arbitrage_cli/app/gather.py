@@ -99,7 +99,7 @@ def gather(
 
 
 def router_of_request(request: Request) -> NamedRouter | None:
-    """Return the router that was named or, if none was, the router for the models' files on this machine."""
+    """Return the named router. If no router is named, return the router for the models' files on this machine."""
     named = request.named
     if named.router is None and named.finds_router:
         return router_for(named.sources, request.task)

@@ -72,7 +72,7 @@ class Begun:
 
     @classmethod
     def of(cls, run: Run | None, folder: Path, options: Options, display: Display | None) -> Self | None:
-        """Return the run to continue, or None if there is no run. The display shows the downloads."""
+        """Return the run that the command continues, or None for a new run. The display shows downloads of its models."""
         if run is None:
             return None
         on_progress: OnProgress = display.fetching if display else no_progress

@@ -55,7 +55,7 @@ class Destination:
 
 @frozen
 class _Line:
-    """The line of a result for standard output, or None if there is none, and a note if the line lacks an answer."""
+    """The line of a result for standard output, and a note if the line lacks an answer. Either may be None."""
 
     text: str | None
     note: str | None

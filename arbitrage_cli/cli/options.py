@@ -37,8 +37,8 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
         "Routing": {
             "policy": Option(
                 "Routing policy: arbitrage (a trained router), draft or target (one model alone), speculative (the target "
-                "verifies draft tokens), or another policy from 'arbitrage guide routing'. Default: the policy of the pair or, "
-                "if there is none, of the last advice; otherwise arbitrage.",
+                "verifies draft tokens), or another policy from 'arbitrage guide routing'. Default: the policy of the "
+                "pair. If the pair has no policy, the policy that advise last recommended, or arbitrage without advice.",
                 "NAME",
             ),
             "tau": Option(

@@ -35,7 +35,7 @@ def sentence(figures: RunFigures) -> str:
 
 
 def alone(figures: RunFigures) -> str:
-    """Return a sentence on the problems that the draft and the target solve alone, or "" if none were compared."""
+    """Return a sentence on the problems that the draft and the target solve alone, or "" if no problem was compared."""
     draft = figures.of(Route(DRAFT_ALONE))
     if not draft or not draft.target_right or not draft.answers_same:
         return ""
@@ -158,7 +158,7 @@ def _effect(candidate: Candidate, figures: RunFigures, verb: str, *, with_count:
 
 
 def _price(saving: float, interval: formatting.Bounds = None) -> str:
-    """Return the price that is saved or, if none is, the price itself, as a share of the target's price."""
+    """Return the saved share of the target's price. If nothing is saved, return the price as a share of the target's."""
     if saving < 0:
         prices = (1 - interval[1], 1 - interval[0]) if interval else None
         words, beside = f"costs {formatting.percent(1 - saving)}", formatting.percent_range(prices)

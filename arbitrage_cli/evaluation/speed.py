@@ -121,7 +121,7 @@ def _scale(own: Sequence[Portion], everything: Sequence[Portion]) -> float:
 
 
 def work(result: Result, units: Units) -> float | None:
-    """Return the seconds of the models' counted work at these unit costs, or None if a model has none."""
+    """Return the seconds of the models' counted work at these unit costs, or None if a model was not measured."""
     if not {role for role, _ in result.steps} <= units.keys():
         return None
     return math.fsum(piece.expected for kind, piece in _pieces(result, units) if isinstance(kind, tuple))

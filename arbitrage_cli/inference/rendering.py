@@ -15,7 +15,7 @@ MAX_RENDERED_CHARS = 100_000
 
 PROMPT_DATE = date(2024, 7, 26)  # for templates; fixed, because a prompt must not change from day to day
 DEFAULTS = {"tools": None, "documents": None, "bos_token": "", "eos_token": ""}
-"""The variables that every template has, as in transformers (`tools is none` is true) and in llama.cpp (`bos_token + "a"`)."""
+"""The variables that templates may use without a test: None as in transformers, empty strings as in llama.cpp."""
 
 
 class _RefusedError(Exception):

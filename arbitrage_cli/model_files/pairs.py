@@ -202,7 +202,7 @@ def no_such_file(source: str) -> ModelFileError:
 
 
 def local_files(source: str) -> tuple[Path, ...]:
-    """Return the paths of the model's local files, in order, or () if it has none. Downloads nothing."""
+    """Return the paths of the model's local files, in order, or () if there are no local files. Downloads nothing."""
     name = hub_name(source)
     if name:
         return hub.locate(name)

@@ -116,7 +116,7 @@ def begun_run(folder: Path, command: Command, results: Path | None = None) -> "R
 
 
 def begun_file(path: Path) -> "Run | None":
-    """Return the run that wrote a file of results, or None if the file has none. Raises the same errors as `RunFolder`."""
+    """Return the run that wrote a file of results, or None if the file names no run. Raises the same errors as `RunFolder`."""
     return begun_run(folder_beside(path), SOLVE, path) if path.is_file() else None
 
 

@@ -73,7 +73,7 @@ class ChatSolution(Solution):
         return await self._writes_no_more(request)
 
     async def _writes_no_more(self, request: TextRequest) -> bool:
-        """Ask the model for the rest of the solution, unless it is almost certainly unfinished. Return whether there is none."""
+        """Return whether the solution is complete. Unless it is almost certainly unfinished, ask the model for the rest."""
         check = self._requests.rest(request, self._step.text.so_far.lstrip())
         if not self._requests.may_be_complete(check.prompt.text):
             return False

@@ -80,7 +80,7 @@ class Patience(Protocol):
         """Raise ServerError if the server should not be asked now."""
 
     def delay(self, failure: RetryableError, tries: Tries) -> float:
-        """Return the delay before the next try, in seconds. Raises the errors of `Server.retry` if there is none."""
+        """Return the delay before the next try, in seconds. Raises the errors of `Server.retry` if no further try is left."""
 
     def note_response(self) -> None:
         """Note that the server sent a part of a response."""

@@ -102,7 +102,7 @@ class Solution:
         self._step = ReceivedStep(text, self.trace.phase, self._began, num_earlier)
 
     def _room_after(self, prompt: Prompt) -> int:
-        """Return the number of tokens that fit after the prompt. Raises ContextFullError if there are none."""
+        """Return the number of tokens that fit after the prompt. Raises ContextFullError if no token fits."""
         card = self._options.model.card
         if len(prompt.ids) >= card.context_size:
             message = (
