@@ -26,6 +26,7 @@ from arbitrage_cli.inference.decoding import Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import CachedProblem, CachedSequence, KvCache
 from arbitrage_cli.inference.relaxed import Relaxation
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing import flows
 from arbitrage_cli.runs import results
 from arbitrage_cli.runs.records import Tally
@@ -144,10 +145,10 @@ def mixes_problems(right: Callable[..., Floats]) -> Callable[..., Floats]:
     return decode
 
 
-def draws_from_one_generator(right: Callable[..., float]) -> Callable[..., float]:
+def draws_from_one_generator(right: Callable[..., Numbers]) -> Callable[..., Numbers]:
     """A random number depends on how many were drawn before."""
     drawn = count()
-    return lambda sampler, question, position: right(sampler, question, next(drawn))
+    return lambda sampler, question, position, tokens: right(sampler, question, next(drawn), tokens)
 
 
 def keeps_rejected_proposals(_: object) -> Callable[..., list[str]]:
@@ -217,7 +218,7 @@ FAULTS = [
     case(
         "1: one random generator",
         laws.test_batch_equals_single,
-        replaced(Sampler, "_uniform", draws_from_one_generator),
+        replaced(Sampler, "_noise", draws_from_one_generator),
         *(laws.PROBLEMS, RANDOM, SAMPLED),
     ),
     case(

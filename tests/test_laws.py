@@ -87,7 +87,8 @@ from arbitrage_cli.types import (
 )
 
 ROUTED = ("entropy", "logprob", "logprob-min", "random")
-PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(6)]
+MANY_PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(24)]
+PROBLEMS = MANY_PROBLEMS[:6]
 LONG = Problem("long", "question 0")  # the toy draft writes three steps and more for it
 NEAR_TIE = 1e-4  # nats between the two likeliest tokens
 KERNEL_NOISE = 0.75
@@ -262,13 +263,13 @@ def test_proposals_are_invisible(
 @pytest.mark.parametrize("make_draft", [HashBackend, Wavering], ids=["the same model", "one like it"])
 def test_proposals_save_decodes(sampler: Sampler, make_draft: type[HashBackend]) -> None:
     engines = hash_engines(sampler, same_model=True, make_draft=make_draft)
-    traces = solve(engines, PROBLEMS, "random", 0.3)
+    traces = solve(engines, MANY_PROBLEMS, "random", 0.3)
     cost = cost_of_target(traces)
     num_tokens = sum(d.target.num_tokens for trace in traces.values() for d in trace.decisions if d.target)
     assert cost.decode_tokens + cost.verify_kept == num_tokens
     share = cost.verify_kept / num_tokens
     # With sampling, even two copies of a model draw different tokens.
-    assert share > (0.8 if make_draft is HashBackend and sampler.is_greedy else 0.3)
+    assert share > (0.8 if make_draft is HashBackend and sampler.is_greedy else 0.2)
     assert cost.verify_kept <= cost.verify_tokens
 
 
@@ -319,10 +320,10 @@ def test_a_sampled_step_is_replaced_by_an_independent_one() -> None:
 
 
 def test_sampled_tokens_are_speculated_with_the_random_numbers_of_the_target() -> None:
-    """Two copies of a model: the draft's tokens are kept."""
-    found = solve(hash_engines(Sampler(1.0), same_model=True), PROBLEMS, "speculative", speculates=True)
+    """Two copies of a model: the draft's tokens are kept, except those after the end of a solution."""
+    found = solve(hash_engines(Sampler(1.0), same_model=True), MANY_PROBLEMS, "speculative", speculates=True)
     cost = cost_of_target(found)
-    assert cost.verify_kept > 0.9 * cost.verify_tokens > 0
+    assert cost.verify_kept > 0.85 * cost.verify_tokens > 0
 
 
 def test_proposals_across_vocabularies() -> None:
