@@ -108,6 +108,11 @@ class OpenModels:
         return self.writers(None)[role]
 
     @property
+    def cores(self) -> int:
+        """The number of cores that a loaded model keeps busy, at most."""
+        return max((model.card.cores for model in self.by_role.values() if isinstance(model, LocalModel)), default=1)
+
+    @property
     def descriptions(self) -> dict[ModelRole, LoadedModel]:
         """The facts that the loaded models report about themselves, for run.json."""
         found: dict[ModelRole, LoadedModel] = {}

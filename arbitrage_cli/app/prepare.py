@@ -10,6 +10,7 @@ from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
 from arbitrage_cli.costs.store import Tuned, find_measurements, keep_tuned, tuned_file
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.open import display_name
 from arbitrage_cli.model_files.checksums import FileProgress, known_sha256
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files, no_such_file
@@ -58,11 +59,10 @@ def measure_missing(
     display: Display,
     cost_seconds: float | None,
 ) -> ByRole[Tuned]:
-    """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
+    """Return the costs of the request's models, which `fetch` has found. Only missing costs are measured and stored.
 
     Costs are measured only if a policy of the request depends on them or is compared with others. The costs of a checker are
-    measured only for a policy that uses it. `cost_seconds` is the maximum time for the probes. A disturbed measurement
-    does not replace known costs.
+    measured only for a policy that uses it. `cost_seconds` is the maximum time for the probes.
     """
     load = request.named.load
     roles = {*WRITING}
@@ -70,23 +70,23 @@ def measure_missing(
         roles.add("check")
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role in roles and is_gguf(path)}
     known = find_measurements(paths, load, display.note)
+    missing = {role: path for role, path in paths.items() if role not in known}
     has_both = paths.keys() >= {*WRITING}
     is_needed = request.compares or any(map(_depends_on_costs, request.asked))
-    if not (is_needed and has_both) or known.keys() == paths.keys():
+    if not (is_needed and has_both and missing):
         return known
     seconds = math.ceil(cost_seconds or PROBE_SECONDS)
-    display.tell(f"measuring the token costs of these models on this machine, which takes up to {seconds} s")
-    measured = measure_and_keep(paths, load, display.loading, display.note, cost_seconds)
-    return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
+    these = "these models" if len(missing) > 1 else display_name(*missing.values())
+    display.tell(f"measuring the token costs of {these} on this machine, which takes up to {seconds} s")
+    return {**known, **measure_and_keep(missing, load, display.loading, display.note, cost_seconds)}
 
 
 def _depends_on_costs(policy: Policy) -> bool:
     return policy.speculates or policy.compares_answers or (policy.routes_steps and policy.is_candidate)
 
 
-def warn_of_load(threads_of: ByRole[int], display: Display) -> None:
-    """Note that other programs use the cores of models with several threads."""
-    threads = max(threads_of.values(), default=1)
+def warn_of_load(threads: int, display: Display) -> None:
+    """Note that other programs use cores on which models compute with this many threads."""
     if threads > 1 and (free := free_cores()) < threads:
         display.note(
             f"other programs are using the processor, so {threads} threads may be slower than {free}; "

@@ -69,8 +69,8 @@ class Session:
         self.models.close()
 
     def load(self) -> None:
-        warn_of_load(self.plan.threads, self.display)
         self.models.load([route.policy for route in self.routes], self.display)
+        warn_of_load(self.models.cores, self.display)
         self._warn_of_another_pair()
 
     @property

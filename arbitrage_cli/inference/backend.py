@@ -18,6 +18,8 @@ Clock = Callable[[], float]  # in seconds
 MAX_DECODE = 512  # tokens per batch, for every backend
 MAX_SEQUENCES = 256  # per model; llama.cpp's maximum
 
+ALL_LAYERS = -1  # are on the GPU
+
 
 @frozen
 class ModelCard:
@@ -33,6 +35,11 @@ class ModelCard:
     threads: int
     gpu_layers: int
     kv_cache: str = ""
+
+    @property
+    def cores(self) -> int:
+        """The number of cores that the model keeps busy. If all layers are on the GPU, one thread waits for the GPU."""
+        return 1 if self.gpu_layers == ALL_LAYERS else self.threads
 
 
 def clock_for(cards: Iterable[ModelCard]) -> Clock:

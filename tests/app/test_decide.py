@@ -1,7 +1,6 @@
 """What is decided from a command line and from facts about models and costs, without loading a model."""
 
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,13 +11,12 @@ import pytest
 from commands import MATH, SCRIPTED, Shown, advised, refused, typed
 from made_up_tuning import FAST_READER, NO_GAIN, SLOW_VERIFIER, make_tuned, pretend, unit_costs
 from pairs_file import add_pair
+from scripted_models import Continuation, ScriptedBackend
 from small_routers import write_router
 
 from arbitrage_cli.app.decide import available_router, decide, extend
 from arbitrage_cli.app.gather import gather, router_of_request
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.prepare import warn_of_load
-from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Request, Use, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.start import open_session
 from arbitrage_cli.costs.store import (
@@ -367,17 +365,21 @@ def test_an_added_policy_is_decided_with_the_costs_of_the_run(tmp_path: Path) ->
     assert (added.models, added.settings) == (began.models, began.settings)
 
 
-@pytest.mark.parametrize(("threads", "free", "noted"), [(2, 1, ["--threads 1"]), (2, 2, []), (1, 1, [])])
-def test_a_busy_machine_is_noted_before_a_run_with_several_threads(
-    monkeypatch: pytest.MonkeyPatch, threads: int, free: int, noted: list[str]
+@pytest.mark.parametrize(
+    ("threads", "gpu_layers", "free", "noted"),
+    [(2, 0, 1, ["--threads 1"]), (2, 0, 2, []), (1, 0, 1, []), (2, 1, 1, ["--threads 1"]), (2, -1, 1, [])],
+)
+def test_a_busy_machine_is_noted_before_a_run_whose_models_compute_with_several_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: int, gpu_layers: int, free: int, noted: list[str]
 ) -> None:
-    notes = list[str]()
-    display = LogDisplay(logging.getLogger("arbitrage.test"))
-    monkeypatch.setattr(display, "note", notes.append)
+    """Models with all layers on a GPU do not."""
+    card = replace(ScriptedBackend("s", lambda *given: Continuation("", 1.0), LoadOptions()).card, threads=threads)
+    monkeypatch.setattr(ScriptedBackend, "card", replace(card, gpu_layers=gpu_layers))
     monkeypatch.setattr("arbitrage_cli.app.prepare.free_cores", lambda: free)
-    warn_of_load({"target": threads}, display)
-    assert [words for words in noted if words in " ".join(notes)] == noted
-    assert len(notes) == len(noted)
+    with open_session(ask(replace(PLAIN, policy="target"), MATH), shown := Shown()) as session:
+        session.load()
+    assert [words for words in noted if words in " ".join(shown.notes)] == noted
+    assert len(shown.notes) == len(noted)
 
 
 # --- by the costs of this machine

@@ -18,7 +18,16 @@ from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.prepare import measure_costs
 from arbitrage_cli.app.request import ask, ask_to_compare
-from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, keep_tuned, loading_of, machine_here, tuned_file
+from arbitrage_cli.costs.store import (
+    StoredAdvice,
+    Tuned,
+    keep_advice,
+    keep_tuned,
+    loading_of,
+    machine_here,
+    read_cache,
+    tuned_file,
+)
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.model_files import hub
@@ -69,6 +78,16 @@ def test_costs_are_measured_once_for_policies_that_need_them(
         asked = (ask_to_compare if "," in values.get("policy", "") else ask)(options, MATH)
         fetch_and_gather(asked, shown, lambda role: None)
         assert (measured, "measuring" in " ".join(shown.notes)) == (roles * times, len(measured) > before)
+
+
+def test_a_policy_that_needs_a_checker_measures_the_checker_alone(measured: list[list[str]]) -> None:
+    def stored_after(policy: str) -> dict[str, Tuned]:
+        fetch_and_gather(ask(typed(policy=policy), MATH), Shown(), lambda role: None)
+        return {one.sha256: one for one in read_cache(tuned_file()).tuned}
+
+    pair, three = stored_after("speculative"), stored_after("agree")
+    assert measured == [BOTH, ["check"]]
+    assert (len(three), {sha256: three[sha256] for sha256 in pair}) == (3, pair)
 
 
 def test_a_finished_run_measures_nothing_and_a_model_that_joins_is_measured(
