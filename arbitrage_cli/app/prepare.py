@@ -1,6 +1,8 @@
 """Prepares the models of a command: downloads missing files, and measures missing token costs."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,12 @@ from arbitrage_cli.model_files.checksums import FileProgress, known_sha256
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files, no_such_file
 from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.system.files import file_lock, make_folder, user_folder
 from arbitrage_cli.system.machine import free_cores
 from arbitrage_cli.types import WRITING, ByRole, ModelRole
+
+MAX_WAIT_SECONDS = 300.0
+"""The maximum wait for another process that is measuring. A suspended process would never finish."""
 
 
 def fetch(sources: ByRole[str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
@@ -50,7 +56,8 @@ def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> dic
             raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
     paths = fetch(writing(named.sources), display, offline=offline)
     keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be written
-    return measure_and_keep(paths, named.load, display.loading, display.note)
+    with _measuring_alone(display):
+        return measure_and_keep(paths, named.load, display.loading, display.note)
 
 
 def measure_missing(
@@ -61,6 +68,8 @@ def measure_missing(
 ) -> ByRole[Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Only missing costs are measured and stored.
 
+    If another process is measuring, its costs are used as soon as they are stored.
+
     Costs are measured only if a policy of the request depends on them or is compared with others. The costs of a checker are
     measured only for a policy that uses it. `cost_seconds` is the maximum time for the probes.
     """
@@ -70,15 +79,39 @@ def measure_missing(
         roles.add("check")
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role in roles and is_gguf(path)}
     known = find_measurements(paths, load, display.note)
-    missing = {role: path for role, path in paths.items() if role not in known}
     has_both = paths.keys() >= {*WRITING}
     is_needed = request.compares or any(map(_depends_on_costs, request.asked))
-    if not (is_needed and has_both and missing):
+    if not (is_needed and has_both) or known.keys() == paths.keys():
         return known
-    seconds = math.ceil(cost_seconds or PROBE_SECONDS)
-    these = "these models" if len(missing) > 1 else display_name(*missing.values())
-    display.tell(f"measuring the token costs of {these} on this machine, which takes up to {seconds} s")
-    return {**known, **measure_and_keep(missing, load, display.loading, display.note, cost_seconds)}
+    with _measuring_alone(display):
+        known = find_measurements(paths, load)
+        if missing := {role: path for role, path in paths.items() if role not in known}:
+            seconds = math.ceil(cost_seconds or PROBE_SECONDS)
+            these = "these models" if len(missing) > 1 else display_name(*missing.values())
+            display.tell(f"measuring the token costs of {these} on this machine, which takes up to {seconds} s")
+            known = {**known, **measure_and_keep(missing, load, display.loading, display.note, cost_seconds)}
+    return known
+
+
+@contextmanager
+def _measuring_alone(display: Display) -> Iterator[None]:
+    """Wait until no other process of this user measures costs, because each would slow down the others.
+
+    Without a lock, because the settings folder cannot be written or another process was suspended, costs are measured all the
+    same: load is recognized anyway, and such a measurement is approximate.
+    """
+    lock = file_lock(user_folder() / "measuring.lock")
+    with suppress(OSError):  # a TimeoutError is an OSError
+        make_folder(user_folder())
+        try:
+            lock.acquire()
+        except TimeoutError:
+            display.tell("another process is measuring token costs on this machine; waiting until it ends")
+            lock.acquire(MAX_WAIT_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _depends_on_costs(policy: Policy) -> bool:

@@ -2,11 +2,16 @@
 
 import re
 import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import fake_hub
 import pytest
+from cli import TIMEOUT, Process, read_line, start
 from commands import MATH, SCRIPTED, Shown, bench, refused, solve, typed
 from faults import run_json, write_problems
 from made_up_tuning import make_tuned
@@ -32,6 +37,7 @@ from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import sha256_of
+from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import ByRole
 
@@ -78,6 +84,64 @@ def test_costs_are_measured_once_for_policies_that_need_them(
         asked = (ask_to_compare if "," in values.get("policy", "") else ask)(options, MATH)
         fetch_and_gather(asked, shown, lambda role: None)
         assert (measured, "measuring" in " ".join(shown.notes)) == (roles * times, len(measured) > before)
+
+
+class Releasing(Shown):
+    """Ends the process that holds the lock of measurements when the wait for it is shown."""
+
+    def __init__(self, holder: Process, before: Callable[[], object]) -> None:
+        super().__init__()
+        self._holder, self._before = holder, before
+
+    def tell(self, text: str) -> None:
+        super().tell(text)
+        if self._holder.poll() is None:
+            self._before()
+            self._holder.kill()
+
+
+@contextmanager
+def measuring_elsewhere() -> Iterator[Process]:
+    """Another process that holds the lock of measurements until it is killed."""
+    folder = tuned_file().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    code = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); print(flush=True); input()"
+    with start(str(folder / "measuring.lock"), program=[sys.executable, "-c", code]) as holder:
+        read_line(holder)
+        yield holder
+        holder.kill()
+
+
+@pytest.mark.parametrize("is_stored", [True, False], ids=["it stores costs", "it dies"])
+def test_costs_that_another_process_measures_are_awaited(measured: list[list[str]], *, is_stored: bool) -> None:
+    def store() -> None:
+        made = (make_tuned(machine_here(), sha256_of(find_files(FILES[role])), 1) for role in BOTH)
+        keep_tuned(tuned_file(), [*made] if is_stored else [])
+
+    with measuring_elsewhere() as holder:
+        shown = Releasing(holder, store)
+        request = ask(typed(**FILES, policy="speculative"), MATH)
+        found = fetch_and_gather(request, shown, lambda role: None).unit_costs
+    assert [*found] == BOTH
+    assert measured == ([] if is_stored else [BOTH])
+    assert [note for note in shown.notes if "another process" in note] == shown.notes[:1]
+
+
+def test_costs_are_measured_beside_a_process_that_does_not_end(
+    measured: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arbitrage_cli.app.prepare.MAX_WAIT_SECONDS", 0.01)
+    with measuring_elsewhere():
+        fetch_and_gather(ask(typed(**FILES, policy="speculative"), MATH), Shown(), lambda role: None)
+    assert measured == [BOTH]
+
+
+def test_ctrl_c_ends_the_wait_for_another_measurement(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
+    with measuring_elsewhere(), start("solve", "5 + 6", "--policy", "speculative") as waiting:
+        assert b"another process" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(TIMEOUT) == 130
 
 
 def test_a_policy_that_needs_a_checker_measures_the_checker_alone(measured: list[list[str]]) -> None:
