@@ -9,7 +9,8 @@ from pathlib import Path
 from arbitrage_cli.app.naming import NamedModels, writing
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
+from arbitrage_cli.costs.measure import measure_and_keep
+from arbitrage_cli.costs.probing import PROBE_SECONDS
 from arbitrage_cli.costs.store import Tuned, find_measurements, keep_tuned, tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.open import display_name

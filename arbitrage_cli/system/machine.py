@@ -4,7 +4,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,6 +31,29 @@ def free_cores() -> int:
     percent = psutil.cpu_percent(LOAD_SECONDS, percpu=True)
     busy: float = sum(percent[number] for number in _own_processors() if number < len(percent)) / 100
     return max(1, round(logical_processors() - busy))
+
+
+def other_seconds() -> float:
+    """Return the processor time of other programs, and of interrupts, on the processors that this process may use.
+
+    The time begins at an unknown moment, so only differences mean something. Systems count it in ticks of about 0.01 s for
+    each processor.
+    """
+    own = _own_processors()
+    used = [times for number, times in enumerate(psutil.cpu_times(percpu=True)) if number in own]
+    return sum(map(_busy_seconds, used)) - time.process_time()
+
+
+def _busy_seconds(times: Any) -> float:
+    """Return the seconds in which a processor was not idle. Linux counts the time of guests twice."""
+    apart = ("idle", "iowait", "guest", "guest_nice")
+    return float(sum(times) - sum(getattr(times, name, 0.0) for name in apart))
+
+
+def physical_cores() -> float:
+    """Return the number of physical cores to which the processors of this process belong."""
+    logical: int = psutil.cpu_count() or 1
+    return logical_processors() * (psutil.cpu_count(logical=False) or logical) / logical
 
 
 def _own_processors() -> set[int]:

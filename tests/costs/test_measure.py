@@ -1,10 +1,11 @@
-"""The choice of the number of threads, with a simulated clock, and the stored measurements."""
+"""Measurements, and how they are stored."""
 
 import fcntl
 import itertools
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -12,134 +13,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from made_up_tuning import HERE, make_tuned
-from scripted_models import Continuation, ScriptedBackend
 
-from arbitrage_cli.costs import measure, store
-from arbitrage_cli.costs.measure import DECODED, ROUNDS, Probes, probe, thread_counts, try_threads
+from arbitrage_cli.costs import measure, probing, store
+from arbitrage_cli.costs.probing import LoadMeter
 from arbitrage_cli.costs.store import Tuned, TunedFile, find_measurements, keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
-
-Seconds = Callable[[int], float]  # per token, by number of threads
-
-
-class Slow(ScriptedBackend):
-    def __init__(self, decode: Seconds, read: Seconds, context_size: int = 512) -> None:
-        super().__init__("slow", lambda question, solution: Continuation("", 1.0), LoadOptions(context_size))
-        self._decode_seconds, self._read_seconds = decode, read
-        self.threads = 0
-        self.now = 0.0
-        self.tried: list[int] = []
-
-    def clock(self) -> float:
-        return self.now
-
-    def use_threads(self, count: int) -> None:
-        self.threads = count
-        self.tried.append(count)
-
-    def read(self, sequence: int, position: int, tokens: Sequence[int], **options: Any) -> None:
-        assert position + len(tokens) <= self.card.context_size
-        self.now += self._read_seconds(self.threads) * len(tokens)
-
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], **options: Any) -> Floats:
-        assert max(positions) < self.card.context_size
-        alone = len(tokens) == 1
-        self.now += (self._decode_seconds if alone else self._read_seconds)(self.threads) * len(tokens)
-        return np.zeros((len(tokens), self.card.vocabulary_size), np.float32)
-
-    def drop(self, sequence: int, position: int) -> None:
-        pass
-
-
-def tune(decode: Seconds, read: Seconds, cores: int = 8) -> tuple[int, Slow]:
-    backend = Slow(decode, read)
-    try_threads(backend, thread_counts(cores), clock=backend.clock)
-    return backend.threads, backend
-
-
-@pytest.mark.parametrize(
-    ("decode", "read", "threads"),
-    [
-        (lambda n: 0.1 / n, lambda n: 0.01 / n, 8),  # more is better
-        (lambda n: 0.001 * n, lambda n: 0.0001, 1),  # a small model
-        (lambda n: 0.1 / min(n, 4), lambda n: 0.001 / min(n, 4), 4),  # memory is the bound: the others stay free
-        (lambda n: 0.1 / min(n, 4), lambda n: 0.1 / n, 8),  # but reading still gains
-        (lambda n: 0.1 / n if n < 8 else 1.0, lambda n: 0.01, 6),  # some of the cores are slow ones
-    ],
-)
-def test_the_least_number_that_is_about_as_fast_as_any(decode: Seconds, read: Seconds, threads: int) -> None:
-    assert tune(decode, read)[0] == threads
-
-
-def test_a_turn_that_was_disturbed_does_not_count() -> None:
-    disturbed = itertools.chain([50.0], itertools.repeat(1.0))
-    chosen, _ = tune(lambda n: 0.1 / n * (next(disturbed) if n == 8 else 1.0), lambda n: 0.01 / n)
-    assert chosen == 8
-
-
-def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) -> None:
-    with LlamaBackend(tiny["draft"], LoadOptions(256, threads=2)) as backend:
-        assert [*try_threads(backend, [1])] == [1]
-        assert backend.card.threads == 1
-        backend.read(0, 0, [1, 2, 3])
-
-
-def test_costs_of_a_model_with_known_speeds() -> None:
-    backend = Slow(lambda threads: 1.0, lambda threads: 0.25)
-    (probes,) = probe({"target": backend}, clock=backend.clock, limit=60.0).values()
-    assert replace(probes.costs, error=0.0) == UnitCosts((1.0, 1.0, 1.0, 2.0, 4.0), 0.25, error=0.0)
-    assert 0.8 * COST_ERROR < probes.costs.error < COST_ERROR
-    assert len(probes.batches[16]) == ROUNDS
-
-
-def error_of(*factors: float, rounds: int = 6) -> float:
-    """The error of the costs of a model whose speed changes by these factors, each of which lasts for some rounds."""
-    return Probes([factor for factor in factors for _ in range(4 * rounds)], {}, {}).error
-
-
-def test_the_error_of_costs_follows_their_change_during_the_measurement() -> None:
-    """Without a change, much of the usual error is left, because changes between runs take longer than a measurement."""
-    assert error_of(1.0, rounds=1) == pytest.approx(COST_ERROR)
-    assert 0.7 * COST_ERROR < error_of(1.0, 1.0, 1.0, 1.0) < 0.8 * COST_ERROR
-    assert error_of(1.0, 1.5) > 2 * COST_ERROR
-    assert error_of(1.0, 1.5, 1.0, 1.5) > error_of(1.0, 1.2, 1.0, 1.2) > error_of(1.0, 1.1, 1.0, 1.1)
-
-
-def test_a_disturbed_round_hardly_changes_the_error_of_costs() -> None:
-    quiet, disturbed = (Probes([1.0] * 92 + [last] * 4, {}, {}) for last in (1.0, 50.0))
-    assert disturbed.error == pytest.approx(quiet.error)
-
-
-@pytest.mark.parametrize(("limit", "rounds"), [(0.0, 1), (21.0, 1), (22.0, 2)])
-def test_probes_end_at_the_limit_but_each_runs_once(limit: float, rounds: int) -> None:
-    """A round takes 21.5 s, and a trial of a number of threads takes 7 s."""
-    backend = Slow(lambda threads: 1.0, lambda threads: 0.25)
-    (probes,) = probe({"target": backend}, clock=backend.clock, limit=limit).values()
-    assert {len(times) for times in probes.batches.values()} == {rounds}
-    began = backend.clock()
-    assert [*try_threads(backend, [1, 2, 4, 8], clock=backend.clock, limit=limit)][-1] == 8
-    assert backend.clock() - began <= limit + 7.0
-
-
-def test_a_disturbed_probe_changes_no_cost() -> None:
-    disturbed = itertools.chain([50.0], itertools.repeat(1.0))
-    backend = Slow(lambda threads: next(disturbed), lambda threads: 0.25)
-    (probes,) = probe({"target": backend}, clock=backend.clock, rounds=3).values()
-    assert probes.costs.decode == 1.0
-
-
-def test_models_with_a_short_context_or_without_rollback_are_measured(tiny: Mapping[str, Path]) -> None:
-    for name, size in (("draft", 64), ("hybrid", 256)):
-        with LlamaBackend(tiny[name], LoadOptions(size, threads=1)) as backend:
-            (probes,) = probe({"target": backend}, rounds=1).values()
-            assert probes.costs.decode > 0
 
 
 def measured(tiny: Mapping[str, Path], threads: int | None = None, note: Callable[[str], None] = lambda note: None) -> Tuned:
@@ -166,7 +49,7 @@ class Compiling(LlamaBackend):
 
 def test_costs_exclude_what_a_gpu_compiles_first(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "open_model", lambda path, load, progress: Compiling(Path(path), load))
-    monkeypatch.setattr(measure, "clock_for", lambda cards: lambda: Compiling.seconds)
+    monkeypatch.setattr(measure, "LoadMeter", lambda: LoadMeter(lambda: Compiling.seconds, float))
     assert max(measured(tiny, 1).costs.batches) < 1.0
 
 
@@ -263,33 +146,20 @@ def test_measurements_hold_for_one_machine_and_one_way_to_load(
         assert bool(find_measurements({"draft": str(tiny["draft"])}, load)) == is_found
 
 
-def is_disturbed(decode: Seconds, batch: float = 1.0, *, is_on_gpu: bool = False) -> bool:
-    """Whether a measurement is disturbed in which each token of a batch takes this many seconds."""
-    backend = Slow(decode, lambda threads: batch)
-    return probe({"target": backend}, clock=backend.clock, limit=1e6)["target"].is_disturbed(is_on_gpu=is_on_gpu)
-
-
-def test_costs_that_cannot_be_are_disturbed() -> None:
-    """A batch of 16 takes more than one token and less than 16, and the same work takes about the same time."""
-    slower = itertools.count(1)
-    assert not is_disturbed(lambda threads: 1.0, 0.2)
-    assert is_disturbed(lambda threads: 1.0, 0.05)
-    assert not is_disturbed(lambda threads: 1.0, 0.05, is_on_gpu=True)
-    assert is_disturbed(lambda threads: 1.0, 1.1)
-    assert is_disturbed(lambda threads: 1.0 if next(slower) <= ROUNDS // 2 * DECODED else 2.0, 0.2)
-
-
 def test_a_disturbed_measurement_is_noted_and_kept_as_approximate(
     tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(measure, "clock_for", lambda cards: itertools.count().__next__)  # each piece of work takes a second
+    monkeypatch.setattr(store, "logical_processors", lambda: 2)
+    monkeypatch.setattr(
+        measure, "LoadMeter", lambda: LoadMeter(itertools.count().__next__, float)
+    )  # each probe takes a second
     notes = list[str]()
-    assert measured(tiny, 1, notes.append).costs.decode == 1.0
+    assert measured(tiny, 2, notes.append).costs.decode == 1.0
     assert ([one.is_disturbed for one in read_cache(tuned_file()).tuned], len(notes)) == ([True], 1)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
-    assert measured(tiny, 1, notes.append).costs.decode == 1.0
+    assert measured(tiny, 2, notes.append).costs.decode == 1.0
     assert "cannot be stored" in notes[-1]
 
 
@@ -299,14 +169,15 @@ def test_no_more_threads_than_processors_are_used(tiny: Mapping[str, Path], monk
     assert (made.threads, made.loading.threads) == (2, 512)
 
 
-def test_fewer_threads_are_tried_beside_other_programs(
+def test_the_machine_s_threads_are_kept_beside_other_programs(
     tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Such a measurement is approximate, because the machine has more cores."""
+    """Such a measurement is approximate."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(measure, "threads_without_costs", lambda path, load: 4)
-    monkeypatch.setattr(measure, "free_cores", lambda: 2)
-    assert measured(tiny).threads <= 2
+    monkeypatch.setattr(measure, "threads_without_costs", lambda path, load: 2)
+    monkeypatch.setattr(probing, "physical_cores", lambda: 2)
+    monkeypatch.setattr(probing, "other_seconds", time.perf_counter)  # one core is always busy
+    assert measured(tiny).threads == 2
     assert [one.is_disturbed for one in read_cache(tuned_file()).tuned] == [True]
 
 

@@ -33,7 +33,7 @@ from scripted_models import Arithmetic, Continuation
 
 from arbitrage_cli.app import prepare
 from arbitrage_cli.cli.main import main
-from arbitrage_cli.costs import measure
+from arbitrage_cli.costs import probing
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.open import load_llama
@@ -85,9 +85,9 @@ def warm_up() -> None:
 
 def ignore_other_tests() -> None:
     """Other tests use the processor, too. Here, no measurement counts as disturbed, and no core as taken."""
-    measure.Probes.is_disturbed = lambda probes, **options: False  # type: ignore[method-assign]
-    for module in (measure, prepare):
-        vars(module)["free_cores"] = logical_processors
+    probing.Probes.is_disturbed = lambda probes, **options: False  # type: ignore[method-assign]
+    vars(probing)["other_seconds"] = float
+    vars(prepare)["free_cores"] = logical_processors
 
 
 def run_and_exit(order: Mapping[str, Any]) -> None:

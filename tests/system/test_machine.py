@@ -2,8 +2,11 @@
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -67,3 +70,39 @@ def test_cores_that_other_programs_use_are_not_free(
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: [*busy, 100, 100] if busy else [])
     assert machine.free_cores() == free
+
+
+class MacTimes(NamedTuple):
+    user: float
+    system: float
+    idle: float
+
+
+class LinuxTimes(NamedTuple):
+    user: float
+    system: float
+    idle: float
+    iowait: float = 50.0
+    steal: float = 3.0
+    guest: float = 2.0
+
+
+@pytest.mark.parametrize(("make", "others"), [(MacTimes, 4.0), (LinuxTimes, 7.0)])
+def test_the_time_of_other_programs_is_what_is_not_our_own(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[..., object], others: float
+) -> None:
+    """On processor 0. On Linux, the time of the user includes that of guests."""
+    used = [make(7.0, 1.0, 100.0), make(1e6, 1e6, 1e6)]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.setattr(time, "process_time", lambda: 4.0)
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: used)
+    assert machine.other_seconds() == others
+
+
+@pytest.mark.parametrize(("physical", "all_logical", "cores"), [(4, 8, 1.0), (8, 8, 2.0), (None, None, 2.0)])
+def test_two_processors_may_share_a_core(
+    monkeypatch: pytest.MonkeyPatch, physical: int | None, all_logical: int | None, cores: float
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: all_logical if logical else physical)
+    assert machine.physical_cores() == cores
