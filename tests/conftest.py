@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: test processes share the cores
 
 import atexit
-import json
 import shutil
 import signal
 import tempfile
@@ -18,7 +17,6 @@ from hypothesis import settings
 from made_up_tuning import keep_built_in
 from tiny_gguf import write_all
 
-from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems.code import find_sandbox
 from arbitrage_cli.system.machine import logical_processors
@@ -53,21 +51,6 @@ def _no_load() -> Iterator[None]:
         patched.setattr("arbitrage_cli.app.prepare.free_cores", logical_processors)
         patched.setattr("arbitrage_cli.costs.probing.other_seconds", float)
         yield
-
-
-@pytest.fixture(scope="session")
-def shared_costs() -> Path:
-    """The file of costs and advice in the settings folder of all tests."""
-    return tuned_file()
-
-
-@pytest.fixture(autouse=True)
-def _no_advice_is_left(shared_costs: Path) -> Iterator[None]:
-    """Advice in this file would choose the policy of all tests that follow."""
-    before = json.loads(shared_costs.read_bytes())["advice"]
-    yield
-    after = json.loads(shared_costs.read_bytes())["advice"]
-    assert after == before, "a test that stores advice needs a settings folder of its own (XDG_CONFIG_HOME)"
 
 
 @pytest.fixture(scope="session")

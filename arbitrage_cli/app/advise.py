@@ -14,8 +14,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import OpenSession
 from arbitrage_cli.app.stored_run import offering_to_resume
-from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
-from arbitrage_cli.errors import ArbitrageError, DefectError
+from arbitrage_cli.errors import DefectError
 from arbitrage_cli.evaluation.bounds import Bound, bounds_of_run
 from arbitrage_cli.evaluation.figures import PolicyFigures
 from arbitrage_cli.evaluation.metrics import RunFigures, figures
@@ -122,8 +121,6 @@ def advise(
         found, decided = advisor.judge()
         finished, minutes = advisor.finished, advisor.minutes_needed(advice.minutes)
     plan = session.plan
-    if decided.is_decided and plan.advised:
-        _store(plan.advised, decided.route.name, display)
     command = plan.solve_command.line(decided.route.name, selected.dataset.task)
     return Advice(decided, found, command, bounds, finished, minutes)
 
@@ -141,14 +138,6 @@ def _tell_of(bounds: Sequence[Bound], basis: Basis, display: Display) -> None:
             else:
                 effect = f"is {probably}at most {formatting.number(ratio)}x as fast as the target alone"
             display.tell(f"not tried: {bound.route.name} {effect}")
-
-
-def _store(pair: AdvisedPair, route: str, display: Display) -> None:
-    """Store the advice, so that the default policy of other commands follows it."""
-    try:
-        keep_advice(tuned_file(), StoredAdvice(pair, route, formatting.timestamp()))
-    except ArbitrageError as error:
-        display.note(f"other commands will not follow this advice, because it cannot be stored: {error.message}")
 
 
 class _Advisor:

@@ -1,23 +1,19 @@
 """Takes `arbitrage advise` from its options to its advice: the problems, the run folder, the request and the comparison."""
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from arbitrage_cli.app.advise import Advice, advise
-from arbitrage_cli.app.gather import advised_pair, router_of_request
-from arbitrage_cli.app.naming import names_of
+from arbitrage_cli.app.gather import router_of_request
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.permission import permitted
 from arbitrage_cli.app.prepare import fetch
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Begun, Request, ask_to_compare
 from arbitrage_cli.app.resume import restored, restored_options
-from arbitrage_cli.app.run_names import default_folder
+from arbitrage_cli.app.run_names import advice_folder
 from arbitrage_cli.app.selection import Selection, sample_of, select_problems
 from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import UsageError
@@ -28,7 +24,6 @@ from arbitrage_cli.runs.records import ADVISE
 from arbitrage_cli.types import Fields
 
 MOST_PROBLEMS = 40
-ADVICE = "advise--"  # the beginning of the names of run folders
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
 
 
@@ -42,7 +37,7 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tu
     if path is None:
         request, selected = _ask(options, advice, None)
         fetch(request.models_for(request.asked), display, offline=options.offline)  # the folder is named after the files
-        path = _default_path(request, selected)
+        path = advice_folder(request, router_of_request(request), selected.dataset)
     earlier = None if advice.fresh else begun_run(path, ADVISE)
     request, selected = _ask(options, advice, Begun.of(earlier, path, options, display))
     if selected.dataset.name == "builtin" and not advice.dataset:
@@ -77,14 +72,6 @@ def _ask(options: Options, advice: AdviceOptions, began: Begun | None) -> tuple[
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")
     return request, selected
-
-
-def _default_path(request: Request, selected: Selection) -> Path:
-    """Return the default run folder. Other models, settings or problems have another folder."""
-    pair = advised_pair(request, router_of_request(request))
-    content = json.dumps([asdict(pair), selected.dataset.sha256])
-    path = default_folder(selected.dataset.name, names_of(request.options), prefix=ADVICE)
-    return path.with_name(f"{path.name}--{hashlib.sha256(content.encode()).hexdigest()[:8]}")
 
 
 def _end(minutes: float) -> float:

@@ -12,7 +12,8 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Job, Refusals
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.rows import make_problem
-from arbitrage_cli.routing.route import Route, route_or_target_alone
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.savings import warning_by_costs
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import ByRole, Finished, Message, Note, Problem
 
@@ -88,8 +89,7 @@ class RoutedConversation:
         """
         self.route = self.menu.find(name, "policy")
         self.show_route()
-        _, warning = route_or_target_alone(self.route, self._session.router, is_default=False)
-        if warning:
+        if warning := warning_by_costs(self.route, self._session.router):
             self._display.tell(warning)
 
     def ask(self, question: str) -> Finished:

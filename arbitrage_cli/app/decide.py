@@ -5,12 +5,12 @@ keeps its decisions; `extend` decides only the policies that are added.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from arbitrage_cli.app.naming import NamedRouter, word_for
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.pair import FREE, PairCosts, parse_prices, price_costs
-from arbitrage_cli.costs.store import StoredAdvice
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.sampling import Sampler
@@ -18,8 +18,10 @@ from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.routing.checker import Thinking
+from arbitrage_cli.routing.default_policy import Choice, choose_policy
 from arbitrage_cli.routing.policies import DRAFT_ALONE, Policy
-from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, parse_route, route_or_target_alone
+from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route
+from arbitrage_cli.routing.savings import warning_by_costs
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
 from arbitrage_cli.types import THINK_TOKENS, WRITING, ByRole, Fields, Limits, ModelRole, Note, frozen
 
@@ -66,13 +68,11 @@ ModelsFacts = ByRole[ModelFacts]
 
 @frozen
 class RequestFacts:
-    """The known facts about the models of a request and about this machine. `advice` is the last advice on these models."""
+    """The known facts about the models of a request and about this machine."""
 
     models: ModelsFacts
     machine: Fields
     router: NamedRouter | None = None
-    advice: StoredAdvice | None = None
-    notes: Sequence[str] = ()
 
     @property
     def unit_costs(self) -> dict[ModelRole, UnitCosts]:
@@ -84,16 +84,17 @@ def decide(request: Request, facts: RequestFacts) -> Setup:
 
     Raises UsageError if a setting cannot be used with these models.
     """
-    notes, price = list[str](facts.notes), request.named.price
+    notes, price = list[str](), request.named.price
     available = available_router(request, facts.router, facts.unit_costs, price)
-    routes = _routes(request.policies, available, notes.append)
+    if request.situation:
+        routes = [_route_by_rule(request, facts.models, available, notes.append)]
+    else:
+        routes = _routes(request.policies, available, notes.append)
     left_out = _left_out(routes, facts.models) if request.advises else {}
     if left_out:
         routes = [route for route in routes if route.name not in left_out]
         routes += [Route(DRAFT_ALONE)] if len(routes) == 1 else []  # nothing else can be compared with the target
     notes += [f"not tried: {name}, because {reason}" for name, reason in left_out.items()]
-    if not request.compares:
-        routes[0] = _default_route(request, facts.advice, routes[0], available, notes.append)
     policies = [route.policy for route in routes]
     models = _models_for(request, policies, facts)
     notes[:0] = _warnings(request, policies, models, available)
@@ -119,7 +120,7 @@ def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
     model that was not measured when the run began gets its costs now. The notes are those about the new policies. Raises
     UsageError if the models of a policy do not support a setting.
     """
-    notes = list[str](facts.notes)
+    notes = list[str]()
     available = available_router(request, facts.router, {**facts.unit_costs, **began.unit_costs}, began.price)
     new = _routes(request.policies, available, notes.append)
     policies = [route.policy for route in new]
@@ -236,37 +237,32 @@ def _left_out(routes: Iterable[Route], models: ModelsFacts) -> dict[str, str]:
     return found
 
 
-def _default_route(
-    request: Request, advice: StoredAdvice | None, route: Route, router: AvailableRouter, note: Note
-) -> Route:
-    """Return the advised route. Without advice, return the default route or, if it is slower, the target alone."""
-    usual, warning = route_or_target_alone(route, router, is_default=request.is_default)
-    try:
-        if request.is_default and advice and (advised := _advised_route(request, advice, router, note)):
-            if advised.name != usual.name:
-                when = f"as advised on {advice.created[:10]}"
-                note(f"using policy {advised.name}, {when}; to use another policy, add --policy")
-            return advised
-    except ArbitrageError as error:
-        note(f"the stored advice is ignored: {error.message}")
-    if warning:
-        note(warning)
-    return usual
+def _route_by_rule(request: Request, models: ModelsFacts, available: AvailableRouter, note: Note) -> Route:
+    """Return the route of the policy that the rule chooses, with notes about the choice and about its costs."""
+    choice = choice_of(request, models, available)
+    route = make_route(choice.policy, choice.tau, available)
+    for line in (choice.line, warning_by_costs(route, available)):
+        if line:
+            note(line)
+    return route
 
 
-def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRouter, note: Note) -> Route | None:
-    """Return the advised route, or None. Raises ArbitrageError if the advice is invalid.
+def choice_of(request: Request, models: ModelsFacts, available: AvailableRouter, *, in_conversation: bool = False) -> Choice:
+    """Return the policy that the rule chooses with the facts about models and costs.
 
-    Advice that is based on token costs is for one problem at a time, because several problems share batches.
+    Raises ValueError if the request compares policies.
     """
-    if router.costs is not None and router.costs.concurrency != 1:
-        return None
-    policy, tau = parse_route(advice.route)
-    if request.use == "chat" and policy.compares_answers:
-        note(f"the advice of {advice.created[:10]} is not used: {NO_CHECKS}")
-        return None
-    request.models_for([policy])
-    return make_route(policy, tau, router)
+    if request.situation is None:
+        raise ValueError("the request has no single policy")
+    writes_whole = any(one.cannot_continue for role, one in models.items() if role in WRITING)
+    return choose_policy(
+        replace(
+            request.situation,
+            writes_whole=writes_whole,
+            available=available,
+            in_conversation=in_conversation or request.situation.in_conversation,
+        )
+    )
 
 
 # --- settings
@@ -360,7 +356,7 @@ def _warnings(
 ) -> Iterator[str]:
     """Yield warnings about the choice of models and policies."""
     named = request.named
-    if request.is_default and named.pair and named.pair.policy:
+    if request.situation and request.situation.skips_policy_of_pair and named.pair:
         yield f"policy {named.pair.policy} of pair {named.pair.name} is not used: {NO_CHECKS}"
     addresses = [named.served[role].address for role in models if role in named.served]
     for host in dict.fromkeys(address.host for address in addresses if address.is_exposed):

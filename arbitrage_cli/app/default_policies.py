@@ -1,30 +1,17 @@
-"""The policies that commands use if the user names none: those of the pair, of the task, and of comparisons."""
+"""The policies that a pair's entry names, and those that `bench` and `advise` compare if the user names none."""
 
 from arbitrage_cli.app.naming import NamedModels
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.problems.tasks import Task
+from arbitrage_cli.routing.default_policy import usual_policy
 from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE, Policy
 from arbitrage_cli.routing.presets import PRESETS
-from arbitrage_cli.routing.route import DEFAULT_TAU, choose_policy, parse_route
+from arbitrage_cli.routing.route import DEFAULT_TAU, parse_route
 
 
-def default_policy(named: NamedModels) -> Policy:
-    """Return the default policy of these models, whatever the task is."""
-    return choose_policy(None, has_router=named.has_router)
-
-
-def policy_without_router(named: NamedModels, task: Task) -> str | None:
-    """Return the task's default policy if there is no router, or `target` if a model on a server cannot speculate."""
-    if named.has_router:
-        return None
-    if POLICIES[task.policy].needs_local_models and not named.is_local:
-        return TARGET_ALONE.name
-    return task.policy
-
-
-def routing_of_pair(pair: PairEntry | None) -> tuple[str | None, str | None]:
+def routing_of_pair(pair: PairEntry | None) -> tuple[Policy | None, str | None]:
     """Return the policy and the tau of a pair's entry. Raises UsageError if they are invalid, or if it has two taus."""
     if pair is None:
         return None, None
@@ -36,7 +23,7 @@ def routing_of_pair(pair: PairEntry | None) -> tuple[str | None, str | None]:
             raise UsageError(f"policy {pair.policy} contains a tau, but tau is {pair.tau}", "specify tau only once")
     except UsageError as error:
         raise UsageError(f"pair {pair.name}: {error.message}", error.hint) from error
-    return policy.name, tau or pair.tau
+    return policy, tau or pair.tau
 
 
 # --- comparisons
@@ -47,9 +34,9 @@ def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
     names = [TARGET_ALONE.name, DRAFT_ALONE.name]
     if named.is_local and options.concurrency in (None, 1):
         names.append("speculative")
-    policy = policy_without_router(named, task) or default_policy(named).name
-    names.append(policy)
-    if POLICIES[policy].needs_router:
+    policy = usual_policy(task, has_router=named.has_router, is_local=named.is_local)
+    names.append(policy.name)
+    if policy.needs_router:
         names.append("logprob")
     return ",".join(dict.fromkeys(names))
 

@@ -4,8 +4,7 @@
 """
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
@@ -14,20 +13,13 @@ from arbitrage_cli.app.naming import NamedRouter, label_of, router_for, template
 from arbitrage_cli.app.prepare import fetch, measure_missing
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.resume import settings_of
 from arbitrage_cli.app.token_ids import refuse_other_token_ids
 from arbitrage_cli.costs.store import (
-    AdvisedPair,
-    StoredAdvice,
     Tuned,
     find_measurements,
-    loading_of,
-    machine_here,
-    read_cache,
     threads_without_costs,
-    tuned_file,
 )
-from arbitrage_cli.errors import ArbitrageError, ModelFileError, TemplateError
+from arbitrage_cli.errors import TemplateError
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
@@ -35,8 +27,7 @@ from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.thinking import FORMATS
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.gguf import read_facts, read_header
-from arbitrage_cli.model_files.pairs import hub_name, is_gguf, is_served, local_files
-from arbitrage_cli.routing.route import parse_route
+from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
 from arbitrage_cli.runs.run import ModelSetup, ServedSetup
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.types import WRITING, ByRole, Fields, Json, ModelRole
@@ -80,22 +71,11 @@ def gather(
     """
     sources = _with_models_of_run(request, request.models_for(request.asked))
     router = router_of_request(request)
-    advice: StoredAdvice | None = None
-    notes: list[str] = []
-    if request.is_default and not request.run:
-        try:
-            advice = _find_advice(request, router)
-            if advice:
-                advised, _ = parse_route(advice.route)
-                sources = request.models_for([*request.asked, advised])
-        except ArbitrageError as error:
-            advice = None
-            notes = [f"the stored advice is ignored: {error.message}"]
     if measured is None:
         measured = find_measurements(sources, request.named.load)
     models = {role: model_facts(request, role, open_served, measured.get(role)) for role in sources}
     machine = machine_facts(computes=any(map(is_gguf, sources.values())))
-    return RequestFacts(models, machine, router, advice, notes)
+    return RequestFacts(models, machine, router)
 
 
 def router_of_request(request: Request) -> NamedRouter | None:
@@ -115,48 +95,6 @@ def machine_facts(*, computes: bool) -> Json:
         "python": platform.python_version(),
         "llama_cpp_python": binding_version(),
     }
-
-
-def advised_pair(request: Request, router: NamedRouter | None) -> AdvisedPair:
-    """Return the conditions under which advice on these models is valid.
-
-    Raises ModelUnsupportedError if a model runs in llama.cpp, and llama.cpp cannot be imported.
-    """
-    named = request.named
-    models: dict[ModelRole, str] = {
-        role: sha256_seen(files) if (files := local_files(source)) else source
-        for role, source in named.sources.items()
-        if role != "prm"
-    }
-    machine = None if named.served.keys() >= models.keys() else machine_here()
-    settings = {
-        **settings_of(replace(request.options, task=None)),  # the data set may have named the task
-        "price": named.price,
-        "system": request.system,
-        "chat_template_kwargs": dict(named.load.template_variables),
-        "served": {role: [template_sha256(one), one.continuation] for role, one in named.served.items()},
-    }
-    sha256 = router.router.sha256 if router else None
-    return AdvisedPair(machine, loading_of(named.load), models, sha256, request.task.name, settings)
-
-
-def _find_advice(request: Request, router: NamedRouter | None) -> StoredAdvice | None:
-    known = read_cache(tuned_file()).advice
-    pair = advised_pair(request, router) if known else None
-    found = next((one for one in known if one.pair == pair), None)
-    if pair and not found:
-        _check_absent_models(pair, request.named.sources, known)
-    return found
-
-
-def _check_absent_models(pair: AdvisedPair, sources: ByRole[str], known: Sequence[StoredAdvice]) -> None:
-    """Raise ModelFileError if stored advice may apply to this pair, but a model of the pair is not on this machine."""
-    absent = {role: source for role, source in sources.items() if hub_name(source) and not local_files(source)}
-    for advice in known if absent else ():
-        models = {role: pair.models[role] if role in absent else sha256 for role, sha256 in advice.pair.models.items()}
-        if replace(advice.pair, models=models) == pair:
-            names = " ".join(absent.values())
-            raise ModelFileError(f"{names}: not on this machine; to download, use arbitrage models pull {names}")
 
 
 def model_facts(request: Request, role: ModelRole, open_served: OpenServed, measured: Tuned | None = None) -> ModelFacts:

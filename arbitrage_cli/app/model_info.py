@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from arbitrage_cli.errors import ModelError, ModelFileError, UsageError
 from arbitrage_cli.inference.open import load_llama, rolls_back
-from arbitrage_cli.model_files.checksums import identify, sha256_seen
+from arbitrage_cli.model_files.checksums import identify
 from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
 from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import (
@@ -30,7 +30,6 @@ from arbitrage_cli.system.machine import total_memory
 from arbitrage_cli.types import THINK_TOKENS, Json
 
 if TYPE_CHECKING:
-    from arbitrage_cli.costs.store import TunedFile
     from arbitrage_cli.evaluation.bounds import Bound
 
 
@@ -66,27 +65,6 @@ def names_to_fetch(name: str) -> list[HubName]:
             hint = "use a Hub model (user/repo:quant) or a pair: " + ", ".join(user_pairs())
             raise UsageError(f"'{source}' is not a pair, a file or a name on the Hub", hint)
     return [wanted for source in sources if (wanted := hub_name(source))]
-
-
-def forget(names: Sequence[str]) -> "TunedFile":
-    """Remove the stored costs and advice of pairs and models by name, and return them.
-
-    Raises UsageError for an unknown name.
-    """
-    from arbitrage_cli.costs import store  # with NumPy
-
-    known: set[str] = set()
-    for name in names:
-        pair = user_pairs().named(name)
-        sources = [entry.source for entry in pair.entries.values()] if pair else [name]
-        for source in sources:
-            files = local_files(source)
-            if not (files or is_served(source) or hub_name(source)):
-                raise UsageError(
-                    f"'{source}' is not a pair, a file or a name on the Hub", f"pairs: {', '.join(user_pairs())}"
-                )
-            known |= {source, sha256_seen(files)} if files else {source}
-    return store.forget(store.tuned_file(), known)
 
 
 def pair_bounds(name: str) -> "list[Bound]":

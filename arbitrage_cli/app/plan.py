@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from arbitrage_cli.app.decide import RequestFacts, available_router, decide, extend
-from arbitrage_cli.app.gather import OpenServed, advised_pair, fetch_and_gather, gather, router_of_request
+from arbitrage_cli.app.gather import OpenServed, fetch_and_gather, gather, router_of_request
 from arbitrage_cli.app.naming import NamedRouter, places_of
 from arbitrage_cli.app.needs import needed_roles
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request, Use
 from arbitrage_cli.app.resume import GROWING, added_policies, asked_of, find_route
 from arbitrage_cli.app.solve_command import SolveCommand
-from arbitrage_cli.costs.store import AdvisedPair, find_measurements, threads_without_costs
+from arbitrage_cli.costs.store import find_measurements, threads_without_costs
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.pairs import hub_name, local_files
 from arbitrage_cli.problems.tasks import Task
@@ -36,7 +36,6 @@ class Plan:
     - `sources` say where the models to load lie today; `named` also has those that are not loaded.
     - `threads` and `concurrency` are those of this command.
     - `asked`, `places` and `command`, the command line, are for run.json.
-    - `advised` describes the pair and the settings for which advice is valid, if this command gives any.
     - `solve_command` solves a problem with the same models and settings.
     """
 
@@ -55,7 +54,6 @@ class Plan:
     places: Mapping[str, str]
     command: Sequence[str]
     began: Run | None
-    advised: AdvisedPair | None
     solve_command: SolveCommand
 
     @property
@@ -118,7 +116,6 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
         places=places_of(request.named.sources, router if setup.router else None),
         command=request.options.command,
         began=request.run,
-        advised=advised_pair(request, router) if request.advises else None,
         solve_command=SolveCommand.of(request, asked),
     )
 

@@ -10,13 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from arbitrage_cli.app.default_policies import (
-    default_policy,
-    policies_of_advice,
-    policies_of_bench,
-    policy_without_router,
-    routing_of_pair,
-)
+from arbitrage_cli.app.default_policies import policies_of_advice, policies_of_bench, routing_of_pair
 from arbitrage_cli.app.naming import NamedModels, NamedRouter, choose_models
 from arbitrage_cli.app.needs import (
     needed_models,
@@ -34,12 +28,11 @@ from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files
 from arbitrage_cli.problems.tasks import Task, find_task
+from arbitrage_cli.routing.default_policy import ROUTING, Situation, choose_policy
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy, refuse_sampling
 from arbitrage_cli.routing.route import (
     AvailableRouter,
     ParsedRoute,
-    accepts_tau,
-    choose_policy,
     parse_route,
     parse_routes,
     refuse_in_conversation,
@@ -85,8 +78,9 @@ class Request:
 
     If the request continues a run (`began`), the options are those of the run, and `typed` names those that were typed now.
     `others` contains options beside the shared ones, which run.json keeps. If `compares` is false, one policy runs; if
-    `advises` is true, the comparison is for advice. `is_default` is true if no option chose this policy. If `early_stop`
-    is None, drafted steps are stopped early where this saves time.
+    `advises` is true, the comparison is for advice. A command that runs one policy has a `situation`, from which `decide`
+    chooses the policy; `policies` then contains the choice that is made without facts about the models. If `early_stop` is
+    None, drafted steps are stopped early where this saves time.
     """
 
     options: Options
@@ -97,7 +91,7 @@ class Request:
     use: Use = "run"
     compares: bool = False
     advises: bool = False
-    is_default: bool = False
+    situation: Situation | None = None
     early_stop: bool | None = None
     reward: RewardSource | None = None
     typed: frozenset[str] = frozenset()
@@ -142,9 +136,10 @@ class Request:
     def writes_whole(self) -> bool:
         """Whether all models write only whole solutions, so that no answer has to be continued.
 
-        A stored advice may take the place of a default policy, and calls and requests may select another policy.
+        A default policy may be replaced by another one, and calls and requests may select another policy.
         """
-        may_change = self.use != "run" or self.is_default
+        is_default = self.situation is not None and self.situation.policy is None
+        may_change = self.use != "run" or is_default
         return not may_change and not any(policy.routes_steps for policy in self.all_policies)
 
     def models_for(self, policies: Sequence[Policy]) -> dict[ModelRole, str]:
@@ -152,7 +147,7 @@ class Request:
         sources = self.named.sources
         selectable_later: list[Policy] = []
         if self.use in ("chat", "serve"):
-            selectable_later.append(default_policy(self.named))
+            selectable_later.append(ROUTING)
         if self.use == "serve" and self.task.has_answers:
             selectable_later += [policy for policy in POLICIES.values() if policy.compares_answers]
         needed = needed_models([*policies, *selectable_later], sources, self.reward)
@@ -177,21 +172,20 @@ def ask(
     Raises UsageError if an option is invalid or has no effect; RouterError if the router cannot be used.
     """
     request = _without_policies(options, task, began, use=use, others=others)
-    named = request.named
-    routing = _routing_options(request)
-    for_others = FOR_OTHER_POLICIES.get(use, frozenset())
-    route = _choose_route(task, named, replace(routing, explicit=routing.explicit - for_others))
+    named, situation = request.named, _situation(request)
+    choice = choose_policy(situation)
+    typed = with_tau_of_policy(request.options).explicit
+    refuse_useless([choice.policy], typed - FOR_OTHER_POLICIES.get(use, frozenset()), task)
     if use in ("chat", "serve"):
         compares_answers = use == "serve" and task.has_answers
         offered = selectable(has_router=named.has_router, is_local=named.is_local, compares_answers=compares_answers)
-        refuse_in_conversation(route[0], offered)
-    chosen = (routing.policy, routing.tau, routing.early_stop, request.options.router)
+        refuse_in_conversation(choice.policy, offered)
     return _checked(
         replace(
             request,
-            policies=[route],
+            policies=[(choice.policy, choice.tau)],
             concurrency=request.options.concurrency or concurrency,
-            is_default=all(one is None for one in chosen),
+            situation=situation,
         )
     )
 
@@ -296,33 +290,32 @@ def _policies_to_compare(request: Request, *, advises: bool) -> Sequence[ParsedR
     return parsed
 
 
-def _routing_options(request: Request) -> Options:
-    """Return the options with the policy and the tau of the run to continue or of the pair, if the user chose no policy.
+def _situation(request: Request) -> Situation:
+    """Return what is known about the policy before the models are. A run to continue has its policy.
 
-    A policy such as `logprob@0.5` also names the tau. A chat leaves out a pair's policy that compares answers. Raises
-    UsageError if two taus are named.
+    A policy such as `logprob@0.5` also names the tau. Raises UsageError if a policy is invalid, or two taus are named.
     """
-    options = request.options
-    if options.policy is not None:
-        return with_tau_of_policy(options)
-    policy, tau = _routing_of_run(request.run) if request.run else routing_of_pair(request.named.pair)
-    if request.use == "chat" and policy and find_policy(policy).compares_answers:
-        return options
-    return replace(options, policy=policy, tau=tau if options.tau is None else options.tau)
-
-
-def _routing_of_run(run: Run) -> tuple[str, str | None]:
-    policy, tau = parse_route(run.routes[0].name)
-    return policy.name, tau
-
-
-def _choose_route(task: Task, named: NamedModels, routing: Options) -> ParsedRoute:
-    """Return the policy that the options or the task select, and its tau as text."""
-    name = routing.policy or policy_without_router(named, task)
-    policy = choose_policy(name, has_router=named.has_router)
-    refuse_useless([policy], routing.explicit, task)
-    keeps_tau = "tau" in routing.explicit or accepts_tau(policy, routing.tau)
-    return policy, routing.tau if keeps_tau else None
+    options, named = with_tau_of_policy(request.options), request.named
+    policy, tau = find_policy(options.policy) if options.policy else None, options.tau
+    pair_policy, pair_tau = None, None
+    if policy is None and request.run:
+        policy, tau_of_run = parse_route(request.run.routes[0].name)
+        tau = tau or tau_of_run
+    elif policy is None:
+        pair_policy, pair_tau = routing_of_pair(named.pair)
+    return Situation(
+        request.task,
+        policy,
+        tau,
+        pair=named.pair.name if named.pair else "",
+        pair_policy=pair_policy,
+        pair_tau=pair_tau,
+        typed=options.explicit & {"tau", "router"},
+        sets_routing=options.router is not None or options.early_stop is not None,
+        has_router=named.has_router,
+        is_local=named.is_local,
+        in_conversation=request.use == "chat",
+    )
 
 
 def _models_of(

@@ -39,9 +39,9 @@ def advise(
     """Find out whether a pair is worth using on this machine, and with which policy.
 
     Measures token costs first. Then solves up to 40 problems with the target alone, the draft alone, speculation, routing and
-    policy agree, until the verdict is final or the time limit is reached. The verdict has a confidence. If it is at least 6 in
-    10, other commands follow the verdict by default. To add problems, repeat the command. Without a pair or models, the command
-    proposes pairs of the models in 'arbitrage models list'. Without such models, it measures the built-in pair.
+    policy agree, until the verdict is final or the time limit is reached. The verdict has a confidence. To add problems, repeat
+    the command. Without a pair or models, the command proposes pairs of the models in 'arbitrage models list'. Without such
+    models, it measures the built-in pair.
 
     \b
     Examples:

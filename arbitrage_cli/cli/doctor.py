@@ -30,7 +30,7 @@ Fact = tuple[str, str]
 
 @command()
 def doctor() -> None:
-    """Show versions, the machine, the settings, and stored advice and token costs, for bug reports."""
+    """Show versions, the machine, the settings, and stored token costs, for bug reports."""
     for name, value in _facts():
         typer.echo(f"{name:<18} {one_line(value)}")
 
@@ -105,6 +105,6 @@ def _stored() -> Iterator[Fact]:
 
     notes: list[str] = []
     cache = read_cache(tuned_file(), notes.append)
-    yield "stored in", f"{tuned_file()}{'' if cache.tuned or cache.advice else ' (nothing is stored)'}"
+    yield "stored in", f"{tuned_file()}{'' if cache.tuned else ' (nothing is stored)'}"
     yield from stored_facts(cache)
     yield from (("note", note) for note in notes)

@@ -1,4 +1,4 @@
-"""`arbitrage models`: lists pairs, downloads models, describes models and routers, and removes what is stored about them."""
+"""`arbitrage models`: lists pairs, downloads models, and describes models and routers."""
 
 import sys
 from dataclasses import asdict
@@ -24,7 +24,7 @@ AS_JSON = Option("Print JSON.", names=("--json",))
 
 def make_group() -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help="List, download and inspect models.")
-    for name, function in {"list": list_pairs, "pull": pull, "info": info, "forget": forget}.items():
+    for name, function in {"list": list_pairs, "pull": pull, "info": info}.items():
         group.command(name)(function)
     return group
 
@@ -108,29 +108,6 @@ def info(
         _show_router(router, as_json=json_line)
     if not routers:
         _show_models(names, as_json=json_line)
-
-
-@command()
-def forget(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Pairs or models.")],
-    *,
-    debug: bool = False,
-) -> None:
-    """Remove stored token costs and advice.
-
-    Removes the token costs of these models, and the advice on their pairs. The next command measures the costs again. Runs
-    keep the costs with which they began.
-
-    \b
-    Examples:
-      arbitrage models forget llama3
-      arbitrage models forget small.gguf large.gguf
-    """
-    removed = model_info.forget(names)
-    for name, value in model_facts.stored_facts(removed):
-        typer.echo(one_line(f"removed: {name} of {value}"))
-    if not (removed.tuned or removed.advice):
-        typer.echo("nothing is stored about these models", err=True)
 
 
 def _show_router(source: str, *, as_json: bool) -> None:

@@ -38,7 +38,7 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
             "policy": Option(
                 "Routing policy: arbitrage (a trained router), draft or target (one model alone), speculative (the target "
                 "verifies draft tokens), or another policy from 'arbitrage guide routing'. Default: the policy of the "
-                "pair. If the pair has no policy, the policy that advise last recommended, or arbitrage without advice.",
+                "pair or, if it has none, arbitrage where routing saves time (see 'arbitrage guide routing').",
                 "NAME",
             ),
             "tau": Option(

@@ -1,4 +1,4 @@
-"""Keeps the measured unit costs of models, and the last advice on each pair, in a file. Chooses the number of threads.
+"""Keeps the measured unit costs of models in a file. Chooses the number of threads.
 
 The file is a cache: an entry that cannot be read is left out, and measured again. A measurement is valid for one machine, one
 model and one set of loading options. The file may contain measurements from several machines, because home folders may be
@@ -8,11 +8,11 @@ shared. A disturbed measurement is approximate. It is used for ABOUT_AGE, and ne
 import errno
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from arbitrage_cli.errors import OutputError, os_errors
 from arbitrage_cli.inference.backend import LoadOptions
@@ -23,15 +23,13 @@ from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.system.files import file_lock, make_folder, read_regular, user_folder, validated, write_atomically
 from arbitrage_cli.system.machine import CACHED_BYTES, MAX_THREADS, default_threads, logical_processors, processor_name
-from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Note, frozen
+from arbitrage_cli.types import ByRole, ModelRole, Note, frozen
 
 TUNED_SCHEMA = 1
 ABOUT_AGE = timedelta(hours=1)
 LOCK_SECONDS = 5.0
 """The maximum wait for another process that is writing the file. A suspended process would never finish."""
 LEAST_SECONDS, MOST_SECONDS = 1e-7, 3600.0  # of a token, and of a batch
-
-T = TypeVar("T")
 
 log = logging.getLogger("arbitrage.costs")
 
@@ -103,37 +101,11 @@ class Tuned:
 
 
 @frozen
-class AdvisedPair:
-    """The conditions under which advice is valid.
-
-    `machine` is None if all models are on servers. `models` maps each role to the sha256 of its files, or to the name of a
-    model without local files. `router` is a sha256. `settings` contains all other settings that affect answers or prices.
-    """
-
-    machine: Machine | None
-    loading: Loading
-    models: ByRole[str]
-    router: str | None
-    task: str
-    settings: Fields
-
-
-@frozen
-class StoredAdvice:
-    """The last advice on a pair. `route` has the syntax of `--policy`, such as `arbitrage@careful`."""
-
-    pair: AdvisedPair
-    route: str
-    created: str
-
-
-@frozen
 class TunedFile:
     """The content of the file. A file with another schema was written by another version."""
 
     schema: int = TUNED_SCHEMA
     tuned: tuple[Tuned, ...] = ()
-    advice: tuple[StoredAdvice, ...] = ()
 
 
 def read_cache(path: Path, note: Note = log.debug) -> TunedFile:
@@ -154,14 +126,13 @@ def read_cache(path: Path, note: Note = log.debug) -> TunedFile:
     def ignore(reason: str) -> None:
         note(f"an entry of {path} is ignored: {reason}")
 
-    tuned = tuple(_valid(Tuned, content.get("tuned"), ignore))
-    return TunedFile(TUNED_SCHEMA, tuned, tuple(_valid(StoredAdvice, content.get("advice"), ignore)))
+    return TunedFile(TUNED_SCHEMA, tuple(_valid(content.get("tuned"), ignore)))
 
 
-def _valid(kind: type[T], entries: Any, note: Note) -> Iterator[T]:
+def _valid(entries: Any, note: Note) -> Iterator[Tuned]:
     for entry in entries if isinstance(entries, list) else ():
         try:
-            yield validated(kind, entry)
+            yield validated(Tuned, entry)
         except ValueError as error:
             note(str(error))
 
@@ -190,34 +161,6 @@ def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
         return replace(cache, tuned=tuple(known.values()))
 
     update_cache(path, with_new)
-
-
-def keep_advice(path: Path, new: StoredAdvice) -> None:
-    """Add or replace the advice on a pair. Raises OutputError if the file cannot be written."""
-    update_cache(path, lambda cache: replace(cache, advice=(*(one for one in cache.advice if one.pair != new.pair), new)))
-
-
-def forget(path: Path, models: Collection[str]) -> TunedFile:
-    """Remove the costs of these models, and the advice on pairs of them. Return what was removed.
-
-    `models` contains sha256s, and the names of models without local files. Raises OutputError if the file cannot be written.
-    """
-    if not path.exists():
-        return TunedFile()
-    removed: list[TunedFile] = []
-
-    def without(cache: TunedFile) -> TunedFile:
-        costs = tuple(one for one in cache.tuned if one.sha256 in models)
-        advice = tuple(one for one in cache.advice if {one.pair.models.get(role) for role in WRITING} <= {*models, None})
-        removed.append(TunedFile(TUNED_SCHEMA, costs, advice))
-        return replace(
-            cache,
-            tuned=tuple(one for one in cache.tuned if one not in costs),
-            advice=tuple(one for one in cache.advice if one not in advice),
-        )
-
-    update_cache(path, without)
-    return removed[0]
 
 
 # --- the models of a command on this machine

@@ -8,7 +8,7 @@ from arbitrage_cli.display.text import aligned, one_line, role_name
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.machine import processor_name
-from arbitrage_cli.types import WRITING, Json
+from arbitrage_cli.types import Json
 
 if TYPE_CHECKING:
     from arbitrage_cli.costs.store import TunedFile
@@ -111,13 +111,9 @@ def _thinking(model: Json) -> str:
 
 
 def stored_facts(cache: "TunedFile") -> Iterator[Fact]:
-    """Yield a fact for each model with token costs, and for each pair with advice."""
+    """Yield a fact for each model with token costs."""
     for one in cache.tuned:
         where = "" if one.machine.cpu == processor_name() else f", on {one.machine.cpu}"
         about = ", approximate" if one.is_disturbed else ""
         costs = f"{1000 * one.costs.decode:.3g} ms per token with {formatting.count(one.threads, 'thread')}"
         yield "token costs", f"{one.name}, sha256 {one.sha256[:12]}: {costs}, {one.created[:10]}{about}{where}"
-    names = {one.sha256: one.name for one in cache.tuned}
-    for advice in cache.advice:
-        models = [names.get(model, model[:64]) for role, model in advice.pair.models.items() if role in WRITING]
-        yield "advice", f"{' and '.join(models)}, task {advice.pair.task}: {advice.route}, {advice.created[:10]}"

@@ -10,14 +10,14 @@ from functools import cached_property
 from math import inf
 
 from arbitrage_cli.arbitrage import Flow, Scorer
-from arbitrage_cli.costs.pair import MATCH_RATE, PairCosts
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.flows import FlowSettings
-from arbitrage_cli.routing.policies import POLICIES, TARGET_ALONE, Policy, find_policy
+from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.routing.thoughts import BUDGET
@@ -25,7 +25,6 @@ from arbitrage_cli.types import Fields, Trace, frozen
 
 DEFAULT_TAU = "careful"
 DRAFT_SOLUTIONS = 3  # that policy `agree` compares if there is no checker
-EVERY_STEP = "tau {tau} escalates every step on this machine, so drafting only takes extra time; better: policy target"
 
 
 @frozen
@@ -184,11 +183,6 @@ def need_router(router: Router | None) -> Router:
     return router
 
 
-def choose_policy(name: str | None, *, has_router: bool) -> Policy:
-    """Find a policy. The default is `arbitrage`, or `entropy` without a router. Raises UsageError for an unknown name."""
-    return find_policy(name) if name is not None else POLICIES["arbitrage" if has_router else "entropy"]
-
-
 def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> float | None:
     """Return the tau as a number, or None if the policy has no tau. Raises UsageError if the tau is invalid."""
     if not policy.has_tau:
@@ -221,82 +215,6 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> 
 def make_route(policy: Policy, tau: str | None, available: AvailableRouter) -> Route:
     route = Route(policy, resolve_tau(policy, tau, available), preset_or_budget(policy, tau))
     return replace(route, stops_early=available.stops_early(route))
-
-
-# --- the target alone, where routing is slower
-
-
-def route_or_target_alone(route: Route, available: AvailableRouter, *, is_default: bool) -> tuple[Route, str | None]:
-    """Return the route, and a warning if a policy that loses nothing is expected to be faster.
-
-    If the user set no routing options (`is_default`), this policy replaces the route: the target alone or, if this saves
-    time, the speculative target.
-    """
-    if not route.policy.needs_router or route.tau is None:
-        return route, warning_by_costs(route, available)
-    if route.escalates_every_step and not is_default:
-        return route, EVERY_STEP.format(tau=route.tau_name or formatting.exact(route.tau))
-    table = available.table
-    time = table.time(table.row_at(route.tau, stops_early=route.stops_early))
-    fastest = table.time_lossless() if available.costs else 1.0
-    if route.tau > ALWAYS and (time is None or time < fastest):
-        return route, None
-    lossless = POLICIES["speculative"] if fastest < 1 else TARGET_ALONE
-    likely = table.time(table.faster_row(table.likely_careful.tau))
-    if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < fastest):
-        warning = table.shortage  # otherwise, routing would be slower with more solutions, too
-    else:
-        worse = "more expensive" if available.is_priced else "slower"
-        warning = f"routing is probably {worse} than policy {lossless.name}"
-    if not is_default:
-        return route, f"{warning}; better: policy {lossless.name}"
-    how = " with speculation (same output, except where two tokens are almost equally likely)" if lossless.speculates else ""
-    return Route(lossless), f"{warning}, so arbitrage uses the target alone{how}; to route anyway, use --policy arbitrage"
-
-
-def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
-    """Return a warning if the costs of tokens show that a policy without a router saves nothing compared to the target alone."""
-    costs, policy = available.costs, route.policy
-    if costs is None or costs.concurrency != 1:
-        return None
-    if policy.speculates and not available.is_priced:
-        pace = costs.relax if policy.shares_token_ids else costs.write
-        if pace(MATCH_RATE) >= costs.target.decode:
-            return f"by the token costs, policy {policy.name} is {_when_faster(pace, costs.target.decode)}"
-    if policy.compares_answers:
-        return _warning_about_solutions(policy, costs, available)
-    return None
-
-
-def _warning_about_solutions(policy: Policy, costs: PairCosts, available: AvailableRouter) -> str | None:
-    """Return a warning if the compared solutions cost as much as the target's, assuming that all have the same length."""
-    if not available.has_checker:
-        compared, seconds = f"{DRAFT_SOLUTIONS} draft solutions", DRAFT_SOLUTIONS * costs.draft.decode
-        remedy = "better: policy target, or a small second model (--check)"
-    elif available.check:
-        compared, seconds = "a solution by the draft and one by the checker", costs.draft.decode + available.check.decode
-        remedy = "better: policy target, or a smaller checker"
-    else:
-        return None
-    if seconds < costs.target.decode or not costs.target.decode:  # a price may be of prompts alone
-        return None
-    worse = "more expensive" if available.is_priced else "slower"
-    share = formatting.number(seconds / costs.target.decode)
-    return (
-        f"policy {policy.name} is probably {worse} than policy target, because {compared} cost as much as {share} target "
-        f"solutions; {remedy}"
-    )
-
-
-def _when_faster(pace: Callable[[float], float], alone: float) -> str:
-    """Return how many draft tokens a policy must keep to be faster than the target alone.
-
-    `pace` returns its seconds per token at a share of kept tokens, and `alone` is that of the target.
-    """
-    percent = next((percent for percent in range(1, 101) if pace(percent / 100) < alone), None)
-    if percent is None:
-        return "not faster than policy target, even if the target keeps every draft token"
-    return f"faster than policy target only if the target keeps at least {percent}% of the draft tokens"
 
 
 # --- routes for requests and chats

@@ -1,4 +1,4 @@
-"""Advice: what it stores and says if attempts took these seconds, and which attempts it makes. Most attempts are made up."""
+"""Advice: what it says if attempts took these seconds, and which attempts it makes. Most attempts are made up."""
 
 import shlex
 import shutil
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from commands import MATH, SCRIPTED, Shown, bench, refused, typed
-from commands import advised as conditions
 from faults import rows_of, write_problems
 from made_up_runs import make_row, parsed
 from made_up_tuning import FAST_READER, pretend, unit_costs
@@ -19,12 +18,16 @@ from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.attempts import Attempt
 from arbitrage_cli.app.bench import BenchRun
+from arbitrage_cli.app.gather import router_of_request
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.request import ask_to_compare
-from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
-from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.app.run_names import advice_folder
+from arbitrage_cli.costs.store import tuned_file
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.model_files.pairs import advised_lines, read_pairs, router_file
+from arbitrage_cli.problems.datasets import load_dataset
+from arbitrage_cli.problems.tasks import Task, find_task
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.rows import AttemptRow
 
@@ -40,6 +43,7 @@ GIVEN: dict[str, Any] = {
 CAREFUL_PAYS = {"target": 1.0, "speculative": 0.8, "agree": 0.8, "arbitrage@careful": 0.4, "draft": 0.1}
 NOTHING_PAYS = {**dict.fromkeys(CAREFUL_PAYS, 1.01), "target": 1.0}
 NUM_WRONG = 5  # of the draft
+SERVER = "http://127.0.0.1:1/v1"
 Pretend = Callable[..., None]
 
 
@@ -142,27 +146,6 @@ def test_the_command_names_the_checker_if_the_policy_uses_it(attempts: Pretend, 
         )
 
 
-@pytest.mark.parametrize(("count", "is_stored"), [(4, False), (20, True)])
-def test_only_advice_that_was_measured_takes_the_place_of_the_last(attempts: Pretend, count: int, is_stored: bool) -> None:
-    options = typed(max_tokens=4)
-    pair = conditions(ask_to_compare(options, MATH, advises=True))
-    keep_advice(tuned_file(), StoredAdvice(pair, "target", "2026-11-29T12:00:00+00:00"))
-    attempts(count, NOTHING_PAYS)
-    advised(options)
-    (advice,) = read_cache(tuned_file()).advice
-    assert (advice.pair, advice.created > "2026-11-30") == (pair, is_stored)
-
-
-def test_advice_that_cannot_be_stored_is_given(attempts: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise OutputError("no space")
-
-    monkeypatch.setattr("arbitrage_cli.app.advise.keep_advice", fail)
-    attempts(20, CAREFUL_PAYS)
-    assert advised(Options(), display=(shown := Shown())).policy == "arbitrage"
-    assert "cannot be stored" in shown.notes[-1]
-
-
 @pytest.mark.parametrize(("count", "num_solved", "helps"), [(3, 3, False), (4, 2, False), (6, 2, True)])
 def test_more_time_is_recommended_if_there_are_enough_problems(
     home: Path, attempts: Pretend, count: int, num_solved: int, helps: bool
@@ -187,6 +170,23 @@ def test_other_settings_begin_another_run(attempts: Pretend) -> None:
     for options in (Options(), Options(), typed(max_tokens=8)):
         advised(options, output=None)
     assert len([*Path("runs").iterdir()]) == 2
+
+
+def folder_of(options: Options, task: Task = MATH) -> Path:
+    request = ask_to_compare(options, task, advises=True)
+    return advice_folder(request, router_of_request(request), load_dataset("builtin", offline=True))
+
+
+def test_a_run_of_models_on_servers_is_named_without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.app.run_names.machine_here", lambda: pytest.fail("llama.cpp is needed"))
+    first, second = (Options(draft=SERVER, target=f"{SERVER}#{name}") for name in ("small", "large"))
+    assert folder_of(first) != folder_of(second)
+
+
+@pytest.mark.parametrize("task", ["math", "choice"])
+def test_a_run_has_the_same_name_whether_an_option_or_the_data_set_names_its_task(task: str) -> None:
+    assert folder_of(typed(task=task), find_task(task)) == folder_of(Options(), find_task(task))
+    assert folder_of(Options(), find_task(task)) != folder_of(Options(), find_task("code"))
 
 
 def test_a_benchmark_is_no_advice(home: Path, attempts: Pretend) -> None:
@@ -221,7 +221,6 @@ def test_a_pair_that_cannot_pay_gets_a_verdict_without_a_problem(home: Path) -> 
     assert (made.confidence or 0) > 0.9
     assert made.figures.token_ratio.value == pytest.approx(1 / 0.95)
     assert {one.route.policy.name for one in made.bounds if one.is_certain} == {"speculative", "arbitrage", "agree"}
-    assert [one.route for one in read_cache(tuned_file()).advice] == ["target"]
     assert not shown.results
     contents = read_run_folder(Path("run"))
     assert figures(contents.run, contents.results) == made.figures

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.request import ask
 from arbitrage_cli.app.start import open_session
-from arbitrage_cli.costs.store import read_cache, tuned_file
-from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry
+from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, read_pairs
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.runs.folder import read_run_folder
 
@@ -92,19 +92,27 @@ def test_a_pair_is_judged_without_routing_if_its_target_continues_no_answer(
     assert again.num_errors == 0
 
 
-def test_the_advice_on_a_pair_that_cannot_route_is_followed(home: Path) -> None:
-    """The draft loses answers, so the pair pays with the policy that asks the target where the small models differ."""
-    options = typed(pair="mine")
+def test_a_pair_that_cannot_route_uses_the_target_until_its_entry_names_agree(home: Path) -> None:
+    """The draft loses answers, so the pair pays with the policy that asks the target where the small models differ.
+
+    Advice changes nothing by itself. The line about the default names this policy.
+    """
+    options, path = typed(pair="mine"), home / "arbitrage" / "pairs.toml"
     with pair_with(home, "chat API", is_priced=True) as servers:
         made = advised(options)
         assert (made.policy, made.verdict.is_decided) == ("agree", True)
-        assert [one.route for one in read_cache(tuned_file()).advice] == ["agree"]
-        servers["target"].bodies.clear()
-        shown = Shown()
-        assert solve(home, options, "21 + 3", "20 + 4", output=None, display=shown).num_failed == 0
-        assert [record["policy"] for record in shown.records] == ["agree", "agree"]
-        asked = servers["target"].asked()
-        assert (asked["21 + 3"], asked["20 + 4"]) == (1, 0)
+        for policy, num_asked in (("target", 1), ("agree", 0)):
+            servers["target"].bodies.clear()
+            shown = Shown()
+            assert solve(home, options, "21 + 3", "20 + 4", output=None, display=shown).num_failed == 0
+            assert [record["policy"] for record in shown.records] == [policy, policy]
+            asked = servers["target"].asked()
+            assert (asked["21 + 3"], asked["20 + 4"]) == (1, num_asked)
+            (line,) = [note for note in shown.notes if note.startswith(f"policy {policy}: ")]
+            assert ("--policy agree" in line) is (policy == "target")
+            mine = read_pairs(path)["mine"]
+            path.unlink()
+            add_pair(path, replace(mine, policy="agree"))
 
 
 @pytest.mark.parametrize("policy", ["target", "draft", "agree"])

@@ -1,15 +1,14 @@
 """What is decided from a command line and from facts about models and costs, without loading a model."""
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MATH, SCRIPTED, Shown, advised, refused, typed
-from made_up_tuning import FAST_READER, NO_GAIN, SLOW_VERIFIER, make_tuned, pretend, unit_costs
+from commands import MATH, SCRIPTED, Shown, refused, typed
+from made_up_tuning import FAST_READER, NO_GAIN, SLOW_VERIFIER, make_tuned, unit_costs
 from pairs_file import add_pair
 from scripted_models import Continuation, ScriptedBackend
 from small_routers import write_router
@@ -20,9 +19,7 @@ from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request, Use, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.start import open_session
 from arbitrage_cli.costs.store import (
-    StoredAdvice,
     Tuned,
-    keep_advice,
     keep_tuned,
     machine_here,
     threads_without_costs,
@@ -121,12 +118,6 @@ def test_the_policy_of_a_pair_may_name_its_tau(tmp_path: Path, tau: str | None, 
         assert refused(ask, typed(pair="mine"), MATH).message.startswith("pair mine: ")
 
 
-def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.app.gather.machine_here", lambda: pytest.fail("llama.cpp is needed"))
-    served = Options(draft="http://127.0.0.1:1/v1", target="http://127.0.0.1:2/v1", policy="target")
-    assert advised(ask(served, MATH)).machine is None
-
-
 def test_a_checker_on_a_server_leaves_the_pair_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     models: dict[str, Any] = {"draft": "builtin:draft", "target": "builtin:target", "check": "http://127.0.0.1:1/v1"}
     assert ask(typed(**models, policy="speculative"), MATH, use="serve").asked == [POLICIES["speculative"]]
@@ -145,90 +136,24 @@ def test_a_router_may_be_named_for_another_policy_than_the_default(use: Use) -> 
     assert refused(ask, options, MATH).option == "router"
 
 
-@pytest.mark.parametrize("task", ["math", "choice"])
-def test_advice_is_for_a_task_whether_an_option_or_the_data_set_names_it(task: str) -> None:
-    assert advised(ask(typed(task=task), find_task(task))) == advised(ask(Options(), find_task(task)))
-    assert advised(ask(Options(), find_task(task))) != advised(ask(Options(), find_task("code")))
-
-
-@pytest.mark.parametrize(
-    ("route", "policy", "num_notes"),
-    [("draft", "draft", 1), ("speculative", "arbitrage", 2), ("arbitrage@careful", "arbitrage", 1)],
-)
-def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, policy: str, num_notes: int) -> None:
-    """Speculation needs both models on this machine, so such an advice is ignored. Advice to use the default needs no note."""
-    served = Options(draft="builtin:draft", target="http://127.0.0.1:1/v1")
-    before = single(models=served)
-    keep_advice(tuned_file(), StoredAdvice(advised(ask(served, MATH)), route, "2026-11-29T12:00:00+00:00"))
-    after = single(models=served)
-    other = single(models=replace(served, target="http://127.0.0.1:2/v1"))
-    assert (before.route.policy.name, other.route.policy.name) == ("arbitrage", "arbitrage")
-    assert (after.route.policy.name, len(after.notes)) == (policy, num_notes), after.notes
-
-
-@pytest.fixture
-def advice() -> Callable[..., None]:
-    """Stores an advice on the built-in pair, by default `target`, in which some fields are changed."""
-    pretend(tuned_file(), FAST_READER)
-
-    def store(**changes: Any) -> None:
-        keep_advice(tuned_file(), StoredAdvice(advised(ask(Options(), MATH)), "target", "2026-11-29T12:00:00+00:00"))
-        content = json.loads(tuned_file().read_text())
-        tuned_file().write_text(json.dumps(content | {"advice": [content["advice"][0] | changes]}))
-
-    return store
-
-
-def default(task: str | None = None, use: Use = "run", **values: Any) -> tuple[str, str]:
-    """The policy for the built-in pair, or these values, and the notes."""
-    made = decided(ask(typed(**values), find_task(task), use=use), FAST_READER)
-    return made.route.policy.name, " ".join(made.notes)
-
-
-def test_the_default_follows_the_last_advice_and_says_when_it_was_given(advice: Callable[..., None], tmp_path: Path) -> None:
-    advice()
-    for use in ("run", "chat"):
-        policy, notes = default(use=use)
-        assert (policy, "2026-11-29" in notes) == ("target", True)
-    for chosen in ({"policy": "arbitrage"}, {"tau": "careful"}, {"early_stop": True}, {"router": "builtin:universal"}):
-        assert default(**chosen)[0] == "arbitrage"
-    other_models = {"draft": "builtin:target", "target": "builtin:draft"}
-    for other in ({"task": "choice"}, {"threads": 1}, {"system": "Add."}, {"temperature": 0.5}, other_models):
-        assert "2026-11-29" not in default(**other)[1]
-    add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], policy="draft"))
-    assert default()[0] == "draft"
-
-
-def test_a_conversation_does_not_follow_policy_agree(advice: Callable[..., None], tmp_path: Path) -> None:
-    """Neither that of an advice, nor that of the pair's entry. One line says so."""
-    for route in ("agree", "target"):
-        advice(route=route)
-        policy, notes = default(use="chat")
-        assert (policy != "agree", notes.count("is not used")) == (True, 1)
-        assert default()[0] == "agree"
-        add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], policy="agree"))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"route": "nonsense"}, {"route": "target@0.5"}, {"route": "arbitrage@high"}, {"route": 5}, {"pair": None}],
-    ids=str,
-)
-def test_invalid_advice_is_ignored_with_one_note(advice: Callable[..., None], changes: Mapping[str, Any]) -> None:
-    advice(**changes)
-    with open_session(ask(Options(), MATH), shown := Shown()) as session:
-        assert session.route.policy.name == "arbitrage"
-    assert sum(" is ignored: " in note for note in shown.notes) == 1
+def test_a_conversation_skips_policy_agree_of_the_pair_with_a_note(tmp_path: Path) -> None:
+    add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], policy="agree"))
+    uses: list[tuple[Use, str, int]] = [("run", "agree", 0), ("chat", "arbitrage", 1)]
+    for use, policy, num_skipped in uses:
+        made = decided(ask(Options(), MATH, use=use), FAST_READER)
+        assert made.route.policy.name == policy
+        assert sum("is not used" in note for note in made.notes) == num_skipped
 
 
 @pytest.mark.parametrize(
     ("use", "concurrency", "policy"), [("run", 1, "arbitrage"), ("run", 8, "target"), ("serve", 8, "arbitrage")]
 )
 def test_the_default_follows_the_costs_of_its_concurrency(use: Use, concurrency: int, policy: str) -> None:
-    """An advice that is based on token costs is for one problem at a time, as in most of a server's time."""
+    """Most of a server's time, there is one problem at a time."""
     request = ask(Options(concurrency=concurrency), MATH, use=use)
-    keep_advice(tuned_file(), StoredAdvice(advised(request), "arbitrage@fast", "2026-11-29T12:00:00+00:00"))
-    assert decided(request, CHEAP_BATCHES).route.policy.name == policy
+    made = decided(request, CHEAP_BATCHES)
+    assert made.route.policy.name == policy
+    assert sum(note.startswith(f"policy {policy}: ") for note in made.notes) == (policy != "arbitrage")
 
 
 @pytest.mark.parametrize("policy", ["arbitrage", "random"])
@@ -418,7 +343,7 @@ def test_target_writes_alone_if_routing_gains_nothing_and_no_option_asks_for_it(
     assert single(models=Options(), costs=FAST_READER).route.policy.name == "arbitrage"
     made = single(*asked, models=Options(), costs=NO_GAIN, **asked)
     assert made.route.policy.name == ("arbitrage" if asked else "target")
-    assert any("uses the target alone" in note for note in made.notes) == (not asked)
+    assert any(note.startswith("policy target: ") for note in made.notes) == (not asked)
 
 
 def test_drafts_are_stopped_early_if_that_takes_less_time() -> None:

@@ -1,12 +1,10 @@
 """When token costs are measured: for policies that need them, before the first problem, and once."""
 
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import fake_hub
@@ -18,15 +16,13 @@ from made_up_tuning import make_tuned
 
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.gather import advised_pair, fetch_and_gather, gather, router_of_request
+from arbitrage_cli.app.gather import fetch_and_gather
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.prepare import measure_costs
 from arbitrage_cli.app.request import ask, ask_to_compare
 from arbitrage_cli.costs.store import (
-    StoredAdvice,
     Tuned,
-    keep_advice,
     keep_tuned,
     loading_of,
     machine_here,
@@ -35,7 +31,6 @@ from arbitrage_cli.costs.store import (
 )
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import LoadOptions
-from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.system.files import models_folder
@@ -197,27 +192,6 @@ def test_models_of_the_hub_are_treated_the_same_before_and_after_their_download(
             router = run_json(folder)["decided"]["router"]
             routers.append(router and router["name"])
     assert routers == ["builtin"] * 2
-
-
-def test_advice_on_a_checker_that_is_no_longer_on_this_machine_is_missed_aloud(
-    quick_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
-    checker = "user/check-GGUF:Q4_K_M"
-    options = typed(draft="builtin:draft", target="builtin:target", check=checker, policy="agree")
-    with fake_hub.running() as served:
-        served.repos["user/check-GGUF"] = {"m-Q4_K_M.gguf": (models_folder() / "draft.gguf").read_bytes()}
-        fake_hub.use(served, monkeypatch, quick_path)
-        hub.fetch(hub.HubName("user/check-GGUF", "Q4_K_M"))
-        request = replace(ask(options, MATH), is_default=True)
-        assert gather(request).notes == []
-        keep_advice(tuned_file(), StoredAdvice(advised_pair(request, router_of_request(request)), "target", "2026-12-02"))
-        found = gather(request)
-        assert (found.advice is not None, found.notes) == (True, [])
-        shutil.rmtree(hub.cache_folder())
-        missing = gather(request)
-    assert missing.advice is None
-    assert [f"arbitrage models pull {checker}" in note for note in missing.notes] == [True]
 
 
 def test_models_that_are_too_large_are_refused_before_they_are_loaded(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MATH, advised, asked_to_bench, bench, refused, solve, typed
+from commands import MATH, asked_to_bench, bench, refused, solve, typed
 from fake_server import HashServer, on_loopback
 from faults import rows_of, write_problems
 from made_up_tuning import pretend, unit_costs
@@ -20,7 +20,7 @@ from arbitrage_cli.app.decide import RequestFacts, decide
 from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Begun, Request, ask, ask_to_compare
-from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
+from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import read_pairs
 from arbitrage_cli.runs.folder import begun_file, begun_run
@@ -29,7 +29,7 @@ from arbitrage_cli.runs.run import Run, Setup
 
 POLICIES = ("", "arbitrage@careful", "arbitrage@0.3", "arbitrage@40%", "speculative", "agree", "logprob")
 PAIRS = ("local", "served", "priced")
-CHANGES = ("costs", "advice", "concurrency", "price", "policy", "longer", "settings")
+CHANGES = ("costs", "default", "concurrency", "price", "policy", "longer", "settings")
 QUESTIONS = ("31 + 12", "5 * 7", "14 - 9 + 3", "27 + 2 * 6", "63 - 8")
 
 
@@ -139,9 +139,10 @@ def apply(change: str, home: Path, typed: Options, command: Command) -> Options:
     match change:
         case "costs":
             keep_costs(unit_costs(1.0, 8.0, 32.0, prefill=0.01))
-        case "advice":
-            pair = advised(command.request(typed))
-            keep_advice(tuned_file(), StoredAdvice(pair, "draft", "2026-11-29T12:00:00+00:00"))
+        case "default":
+            mine = read_pairs(path := home / "arbitrage" / "pairs.toml")["mine"]
+            path.unlink()
+            add_pair(path, replace(mine, policy="draft"))
         case "concurrency":
             return replace(typed, concurrency=5, explicit=typed.explicit | {"concurrency"})
         case "price":
@@ -212,12 +213,12 @@ def planned(folder: Path, **values: Any) -> Any:
     asked, _ = asked_to_bench(folder, typed(draft="builtin:draft", policy="draft", **values), **own)
     plan = plans.plan_without_models(replace(asked.request, advises=True))
     problems = [item.problem.id for item in asked.selected.items]
-    return problems, asked.samples, plan.concurrency, plan.task.name, plan.advised, plan.solve_command.line("draft", None)
+    return problems, asked.samples, plan.concurrency, plan.task.name, plan.solve_command.line("draft", None)
 
 
 @pytest.mark.parametrize("option", RESTORED)
 def test_each_option_of_a_run_is_restored(quick_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
-    """The problems, the settings and the advice on them are those of the run. Without this option, they are not."""
+    """The problems and the settings are those of the run. Without this option, they are not."""
     write_problems(quick_path / "problems.jsonl", QUESTIONS)
     given = {"temperature": 0.5, "limit": "3"} | {option: RESTORED[option]}
     own: dict[str, Any] = {name: value for name, value in given.items() if name in OF_BENCH}

@@ -10,7 +10,7 @@ from typing import Any
 
 import fake_hub
 import pytest
-from commands import MATH, Shown, advised, asked_to_bench, bench, collect, refused, solve, typed
+from commands import Shown, asked_to_bench, bench, collect, refused, solve, typed
 from fake_server import HashServer, on_loopback
 from faults import rows_of, run_json, write_problems, write_rows
 from pairs_file import add_pair
@@ -22,10 +22,9 @@ from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.ask_run import ask_for_run
 from arbitrage_cli.app.bench import run_bench
 from arbitrage_cli.app.options import AdviceOptions, BenchOptions, CollectOptions, Options, ProblemOptions
-from arbitrage_cli.app.request import ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.request import ask_to_collect, ask_to_compare
 from arbitrage_cli.app.start import open_session, session_of
 from arbitrage_cli.app.training import Collection
-from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
 from arbitrage_cli.errors import DamagedRunError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
 from arbitrage_cli.routing.route import need_router
@@ -158,20 +157,19 @@ def test_an_edited_pair_changes_nothing(here: Path) -> None:
     assert len(rows_of(here, "checked.jsonl")) == 4
 
 
-def test_advice_is_stored_for_the_settings_with_which_it_was_measured(here: Path) -> None:
+def test_advice_names_the_settings_with_which_it_was_measured(here: Path) -> None:
     given = AdviceOptions(dataset=str(here / "problems.jsonl"), output_folder=here / "run", minutes=1.0)
     for values in ({"temperature": 0.8, "max_tokens": 32}, {}):
         made, *_ = advise_pair(typed(pair="builtin", **values), given, Shown())
         assert "--temperature 0.8" in made.command
-    assert {one.pair.settings.get("temperature") for one in read_cache(tuned_file()).advice} <= {0.8}
 
 
 def test_notes_of_the_beginning_do_not_return() -> None:
-    keep_advice(tuned_file(), StoredAdvice(advised(ask(Options(), MATH)), "target", CREATED))
+    name_pair(policy="target")
     for count in (1, 0):
         display = Shown()
-        solve(Path(), Options(), display=display)
-        assert sum("as advised" in note for note in display.notes) == count
+        solve(Path(), typed(pair="mine"), display=display)
+        assert sum("policy target: " in note for note in display.notes) == count
         stop_after(1, Path("out.jsonl"))
 
 

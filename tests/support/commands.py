@@ -10,15 +10,13 @@ import pytest
 
 from arbitrage_cli.app.ask_run import AskedRun, ask_for_run
 from arbitrage_cli.app.bench import BenchRun, run_bench
-from arbitrage_cli.app.gather import advised_pair, router_of_request
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, InputOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Source
 from arbitrage_cli.app.protocol import Display, LogDisplay
-from arbitrage_cli.app.request import Request, ask, ask_to_collect, ask_to_compare, ask_to_solve
+from arbitrage_cli.app.request import ask, ask_to_collect, ask_to_compare, ask_to_solve
 from arbitrage_cli.app.solve import Destination, Solutions, solve_problems
 from arbitrage_cli.app.start import open_session, session_of
 from arbitrage_cli.app.training import Collection
-from arbitrage_cli.costs.store import AdvisedPair
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.runs.folder import RunFolder
@@ -63,11 +61,6 @@ def refused(call: Callable[..., object], *arguments: Any, **options: Any) -> Any
 def decided(options: Options) -> Setup:
     with open_session(ask(options, MATH), Shown()) as session:
         return session.decided
-
-
-def advised(request: Request) -> AdvisedPair:
-    """The conditions of an advice on the models of a request."""
-    return advised_pair(request, router_of_request(request))
 
 
 def asked_to_bench(

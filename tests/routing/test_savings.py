@@ -1,4 +1,4 @@
-"""From a request to a policy and its tau, where costs of this machine are not known."""
+"""What token costs say about routes: whether another policy is faster, and warnings about those that save nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import AvailableRouter, make_route, parse_route, route_or_target_alone
+from arbitrage_cli.routing.route import AvailableRouter, make_route, parse_route
 from arbitrage_cli.routing.router import Router, load
+from arbitrage_cli.routing.savings import faster_than_routing, warning_by_costs
 
 SLOW_DRAFT = pair_costs(0.9, 1.0, prefill=0.5)
 
@@ -25,21 +26,6 @@ def available_router(folder: Path, **changes: Any) -> AvailableRouter:
     return AvailableRouter(Router(small.network, replace(small.card, taus=table.to_json())), "router.safetensors")
 
 
-@pytest.mark.parametrize("source", ["router.safetensors", UNIVERSAL_ROUTER])
-@pytest.mark.parametrize(("is_default", "policy"), [(True, "target"), (False, "arbitrage")])
-def test_a_tau_that_escalates_every_step_is_the_target_alone(
-    tmp_path: Path, *, is_default: bool, policy: str, source: str
-) -> None:
-    """The target alone gives the same text in less time, even if costs are unknown. Explicit routing gets a warning."""
-    named = {"careful": 0.0, "balanced": 0.3, "fast": 0.6}
-    available = replace(available_router(tmp_path, costs=SLOW_DRAFT, named=named), source=source)
-    route, warning = route_or_target_alone(
-        make_route(POLICIES["arbitrage"], "0", available), available, is_default=is_default
-    )
-    assert (route.policy.name, route.tau) == (policy, None if policy == "target" else 0.0)
-    assert warning is not None
-
-
 def test_an_empty_tau_is_refused(tmp_path: Path) -> None:
     for name in ("arbitrage@", "entropy@"):
         policy, tau = parse_route(name)
@@ -47,15 +33,40 @@ def test_an_empty_tau_is_refused(tmp_path: Path) -> None:
             make_route(policy, tau, available_router(tmp_path))
 
 
-@pytest.mark.parametrize(("is_default", "name"), [(True, "target"), (False, "arbitrage@careful")])
-def test_routing_that_is_slower_is_no_default(tmp_path: Path, *, is_default: bool, name: str) -> None:
-    """This holds at the costs of another machine, too, if those of this machine are not known."""
+def faster(available: AvailableRouter, tau: str | None = None) -> str:
+    """The policy that is faster than routing at a tau, or `arbitrage`."""
+    found = faster_than_routing(make_route(POLICIES["arbitrage"], tau, available), available)
+    return found.policy.name if found else "arbitrage"
+
+
+@pytest.mark.parametrize("source", ["router.safetensors", UNIVERSAL_ROUTER])
+def test_the_target_alone_is_faster_than_a_tau_that_escalates_every_step(tmp_path: Path, source: str) -> None:
+    """It writes the same text in less time, even if costs are unknown."""
+    named = {"careful": 0.0, "balanced": 0.3, "fast": 0.6}
+    available = replace(available_router(tmp_path, costs=SLOW_DRAFT, named=named), source=source)
+    assert faster(available, "0") == "target"
+    assert warning_by_costs(make_route(POLICIES["arbitrage"], "0", available), available)
+
+
+def test_routing_may_be_slower_at_the_costs_of_another_machine(tmp_path: Path) -> None:
+    """Those on the card count if the costs of this machine are not known. Routing that was typed gets a warning."""
     available = available_router(tmp_path, costs=SLOW_DRAFT)
-    route, warning = route_or_target_alone(
-        make_route(POLICIES["arbitrage"], None, available), available, is_default=is_default
-    )
-    assert route.name == name
-    assert warning is not None
+    assert faster(available) == "target"
+    assert warning_by_costs(make_route(POLICIES["arbitrage"], None, available), available)
+
+
+@pytest.mark.parametrize(
+    ("priced", "machine", "words"), [(False, True, "this machine"), (False, False, "card"), (True, True, "price")]
+)
+def test_the_reason_names_the_costs_and_the_ratio(tmp_path: Path, words: str, *, priced: bool, machine: bool) -> None:
+    available = available_router(tmp_path, costs=SLOW_DRAFT)
+    available = replace(available, costs=SLOW_DRAFT if machine else None, is_priced=priced)
+    route = make_route(POLICIES["arbitrage"], None, available)
+    found, table = faster_than_routing(route, available), available.table
+    assert found
+    assert route.tau
+    ratio = (table.time(table.row_at(route.tau)) or 0) / (table.time_lossless() if machine else 1)
+    assert all(part in found.reason for part in (words, f"{ratio:.2f}x"))
 
 
 @pytest.mark.parametrize(("verify", "policy"), [(0.05, "speculative"), (0.9, "arbitrage")])
@@ -73,12 +84,11 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
     assert table.at_costs(costs).named["careful"] == 0.3
     assert routed is not None
     assert (table.time_lossless() < routed < 1) is (policy == "speculative")
-    route, _ = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_default=True)
-    assert route.policy.name == policy
+    assert faster(available) == policy
 
 
-@pytest.mark.parametrize(("concurrency", "policy", "faster"), [(1, "arbitrage", True), (8, "target", False)])
-def test_problems_at_once_share_batches(tmp_path: Path, concurrency: int, policy: str, *, faster: bool) -> None:
+@pytest.mark.parametrize(("concurrency", "policy"), [(1, "arbitrage"), (8, "target")])
+def test_problems_at_once_share_batches(tmp_path: Path, concurrency: int, policy: str) -> None:
     """A target token costs four draft tokens, but little more than two if eight problems share a batch (Qwen2.5-Coder, F16)."""
     draft = UnitCosts((0.0141, 0.020, 0.036, 0.065, 0.11), 0.002)
     costs = PairCosts(draft, UnitCosts((0.0575, 0.0835, 0.103, 0.149, 0.203), 0.005), concurrency=concurrency)
@@ -87,9 +97,10 @@ def test_problems_at_once_share_batches(tmp_path: Path, concurrency: int, policy
     available = replace(available_router(tmp_path, rows=rows), costs=costs)
     time = available.table.time(rows[1])
     assert time is not None
-    assert (time < available.table.time_lossless()) is faster
-    route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], "0.3", available), available, is_default=True)
-    assert (route.policy.name, warning is None) == (policy, faster)
+    assert (time < available.table.time_lossless()) is (policy == "arbitrage")
+    assert faster(available, "0.3") == policy
+    warning = warning_by_costs(make_route(POLICIES["arbitrage"], "0.3", available), available)
+    assert (warning is None) is (policy == "arbitrage")
 
 
 @pytest.mark.parametrize(
@@ -105,10 +116,10 @@ def test_careful_is_the_target_if_there_are_too_few_solutions(
     table = replace(make_table(), rows=rows, costs=costs, num_solutions=54)
     available = available_router(tmp_path, rows=rows, costs=costs, num_solutions=54, named=table.at_costs(costs).named)
     careful = make_route(POLICIES["arbitrage"], None, available)
-    route, warning = route_or_target_alone(careful, available, is_default=True)
-    assert route.policy.name == policy
+    found = faster_than_routing(careful, available)
+    assert faster(available) == policy
     assert ("(escalates every step)" in careful.label) is (width > 1)
-    assert ("54 solutions" in str(warning)) is is_short
+    assert ("54 solutions" in str(found and found.reason)) is is_short
 
 
 QWEN = PairCosts(
@@ -133,7 +144,7 @@ BUILT_IN = PairCosts(
 def test_a_warning_says_how_many_draft_tokens_must_be_kept(costs: PairCosts, policy: str, needed: str | None) -> None:
     available = AvailableRouter(None, None, costs=costs)
     route = make_route(POLICIES[policy], "0.5" if policy == "relaxed" else None, available)
-    _, warning = route_or_target_alone(route, available, is_default=False)
+    warning = warning_by_costs(route, available)
     assert (warning is None) is (needed is None)
     assert needed is None or needed in str(warning)
 
@@ -159,7 +170,7 @@ def test_a_warning_says_that_the_compared_solutions_cost_more_than_the_target(
     costs: PairCosts | None, check: UnitCosts | None, *, has_checker: bool, is_slower: bool
 ) -> None:
     available = AvailableRouter(None, None, costs=costs, has_checker=has_checker, check=check)
-    _, warning = route_or_target_alone(make_route(POLICIES["agree"], None, available), available, is_default=False)
+    warning = warning_by_costs(make_route(POLICIES["agree"], None, available), available)
     assert (warning is not None) is is_slower
     assert not is_slower or ("3 draft solutions" in str(warning)) is not has_checker
 

@@ -1,0 +1,99 @@
+"""Compares a route with the target alone by the costs of tokens: by those of this machine, prices, or those on the router's card."""
+
+from collections.abc import Callable
+
+from arbitrage_cli.costs.pair import MATCH_RATE, PairCosts
+from arbitrage_cli.numbers import formatting
+from arbitrage_cli.routing.policies import POLICIES, TARGET_ALONE, Policy
+from arbitrage_cli.routing.presets import ALWAYS
+from arbitrage_cli.routing.route import DEFAULT_TAU, DRAFT_SOLUTIONS, AvailableRouter, Route
+from arbitrage_cli.types import frozen
+
+EVERY_STEP = "tau {tau} escalates every step on this machine, so drafting only takes extra time; better: policy target"
+
+
+@frozen
+class Faster:
+    """A policy that loses nothing, and that is expected to be faster or cheaper than routing. `reason` is a clause."""
+
+    policy: Policy
+    reason: str
+
+
+def faster_than_routing(route: Route, available: AvailableRouter) -> Faster | None:
+    """Return the policy that loses nothing and is expected to be faster than a route with a router, or None.
+
+    This policy is the speculative target or, if speculation saves no time, the target alone. Raises UsageError if there is
+    no router; ValueError if the route has no tau.
+    """
+    if route.tau is None:
+        raise ValueError(f"policy {route.policy.name} has no tau")
+    table = available.table
+    time = table.time(table.row_at(route.tau, stops_early=route.stops_early))
+    lossless = table.time_lossless() if available.costs else 1.0
+    if route.tau > ALWAYS and (time is None or time < lossless):
+        return None
+    policy = POLICIES["speculative"] if lossless < 1 else TARGET_ALONE
+    likely = table.time(table.faster_row(table.likely_careful.tau))
+    if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < lossless):
+        return Faster(policy, table.shortage)  # with more solutions, routing would be faster
+    if time is None or route.tau <= ALWAYS:
+        return Faster(policy, f"tau {_tau_of(route)} escalates every step")
+    by = "by the pair's prices" if available.is_priced else f"by the token costs of {available.costs_of}"
+    what = "costs {}x the price" if available.is_priced else "takes {}x the time"
+    ratio = formatting.number(time / lossless)
+    return Faster(policy, f"{by}, routing probably {what.format(ratio)} of {policy.phrase or 'the target alone'}")
+
+
+def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
+    """Return a warning if the costs of tokens show that a route saves nothing compared to the target alone."""
+    policy, costs = route.policy, available.costs
+    if policy.needs_router and route.tau is not None:
+        if route.escalates_every_step:
+            return EVERY_STEP.format(tau=_tau_of(route))
+        faster = faster_than_routing(route, available)
+        return f"{faster.reason}; better: policy {faster.policy.name}" if faster else None
+    if costs is None or costs.concurrency != 1:
+        return None
+    if policy.speculates and not available.is_priced:
+        pace = costs.relax if policy.shares_token_ids else costs.write
+        if pace(MATCH_RATE) >= costs.target.decode:
+            return f"by the token costs, policy {policy.name} is {_when_faster(pace, costs.target.decode)}"
+    if policy.compares_answers:
+        return _warning_about_solutions(policy, costs, available)
+    return None
+
+
+def _tau_of(route: Route) -> str:
+    return route.tau_name or formatting.exact(route.tau or 0.0)
+
+
+def _warning_about_solutions(policy: Policy, costs: PairCosts, available: AvailableRouter) -> str | None:
+    """Return a warning if the compared solutions cost as much as the target's, assuming that all have the same length."""
+    if not available.has_checker:
+        compared, seconds = f"{DRAFT_SOLUTIONS} draft solutions", DRAFT_SOLUTIONS * costs.draft.decode
+        remedy = "better: policy target, or a small second model (--check)"
+    elif available.check:
+        compared, seconds = "a solution by the draft and one by the checker", costs.draft.decode + available.check.decode
+        remedy = "better: policy target, or a smaller checker"
+    else:
+        return None
+    if seconds < costs.target.decode or not costs.target.decode:  # a price may be of prompts alone
+        return None
+    worse = "more expensive" if available.is_priced else "slower"
+    share = formatting.number(seconds / costs.target.decode)
+    return (
+        f"policy {policy.name} is probably {worse} than policy target, because {compared} cost as much as {share} target "
+        f"solutions; {remedy}"
+    )
+
+
+def _when_faster(pace: Callable[[float], float], alone: float) -> str:
+    """Return how many draft tokens a policy must keep to be faster than the target alone.
+
+    `pace` returns its seconds per token at a share of kept tokens, and `alone` is that of the target.
+    """
+    percent = next((percent for percent in range(1, 101) if pace(percent / 100) < alone), None)
+    if percent is None:
+        return "not faster than policy target, even if the target keeps every draft token"
+    return f"faster than policy target only if the target keeps at least {percent}% of the draft tokens"
