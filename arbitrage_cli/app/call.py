@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from reprlib import repr as short
 from typing import Any, TypedDict
 
-from arbitrage_cli.app.decide import refuse_without_thinking
+from arbitrage_cli.app.decide import NO_CHECKS, refuse_without_thinking
 from arbitrage_cli.app.needs import needed_models, refuse_on_servers, refuse_useless, with_tau_of_policy
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.session import Session
@@ -226,10 +226,10 @@ class PairCall:
         return Solution.of(finished, run)
 
 
-def resolve_call(session: Session, given: CallOptions) -> PairCall:
+def resolve_call(session: Session, given: CallOptions, *, in_conversation: bool = False) -> PairCall:
     """Combine a call's options with what is decided. Raises UsageError if an option is invalid or a model is missing."""
     options = with_tau_of_policy(options_of(Options(), given))
-    route = _route_of(session, options)
+    route = _route_of(session, options, in_conversation=in_conversation)
     is_chosen = "think" in options.explicit
     limits = with_thinking(
         session,
@@ -259,14 +259,17 @@ def with_thinking(
     )
 
 
-def _route_of(session: Session, options: Options) -> Route:
+def _route_of(session: Session, options: Options, *, in_conversation: bool) -> Route:
     """Return the route of a call. A tau without a policy applies to the policy with which the pair was opened.
 
     Raises UsageError if an option is invalid, or if a model of the policy is not loaded.
     """
-    if not options.explicit.intersection(ROUTING):
+    skips_default = in_conversation and session.route.policy.compares_answers
+    if not options.explicit.intersection(ROUTING) and not skips_default:
         return session.route
-    policy, tau = session.plan.usual
+    policy, tau = session.plan.usual_in_conversation if in_conversation else session.plan.usual
+    if skips_default and options.policy is None and policy is not session.route.policy:
+        session.display.note(f"policy {session.route.policy.name} is not used: {NO_CHECKS}")
     if options.policy is not None:
         policy, tau = find_policy(options.policy), None
     refuse_useless([policy], options.explicit, session.task)

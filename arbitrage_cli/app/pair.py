@@ -67,9 +67,9 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
     _is_closed = True  # until the models are loaded
 
-    def __init__(self, open_session: OpenSession, with_checker: OpenSession, advise: Advise) -> None:
-        """`with_checker` opens the pair with its checker, which is loaded when a call first needs it."""
-        self._open_session, self._with_checker, self._advise = open_session, with_checker, advise
+    def __init__(self, open_session: OpenSession, open_checked: OpenSession, advise: Advise) -> None:
+        """`open_checked` opens the pair with its checker, which is loaded when a call first needs it."""
+        self._open_session, self._open_checked, self._advise = open_session, open_checked, advise
         self._stack = contextlib.ExitStack()
         self._schedulers: dict[str | None, Scheduler] = {}  # by the source of rewards
         self._events: Generator[Event, None, None] | None = None
@@ -132,7 +132,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
         Raises UsageError if an option is invalid, or the policy cannot be used in a conversation.
         """
-        call = self._call(options)
+        call = self._call(options, in_conversation=True)
         if call.route.policy.compares_answers:
             hint = "pass another policy to conversation(...)"
             raise UsageError(f"policy {call.route.policy.name} cannot be used: {NO_CHECKS}", hint, option="policy")
@@ -153,11 +153,11 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
             self._unload()
             return self._advise(questions, minutes)
 
-    def _loaded(self, plan: Plan | None = None) -> Session:
-        """Return the session, and load the models if they are not loaded."""
+    def _loaded(self, earlier: Plan | None = None) -> Session:
+        """Return the session, and load the models if they are not loaded. What was decided in an `earlier` plan stays."""
         if self._session is None:
             with contextlib.ExitStack() as stack:
-                session = stack.enter_context(self._open_session(LogDisplay(log), plan=plan))
+                session = stack.enter_context(self._open_session(LogDisplay(log), earlier=earlier))
                 session.load()
                 self._stack.push(stack.pop_all())
             self._session = session
@@ -169,13 +169,22 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         self._schedulers.clear()
 
     @python_errors()
-    def _call(self, options: CallOptions) -> PairCall:
+    def _call(self, options: CallOptions, *, in_conversation: bool = False) -> PairCall:
         self._check_free()
         if self._lacks_checker(options.get("policy")):
-            self._unload()
-            self._open_session = self._with_checker
-            self._plan = self._loaded().plan
-        return resolve_call(self._loaded(self._plan), options)
+            with self._reserved():
+                self._load_checker()
+        return resolve_call(self._loaded(self._plan), options, in_conversation=in_conversation)
+
+    def _load_checker(self) -> None:
+        """Load the models again with the checker. If it cannot be used, later calls do without it."""
+        self._unload()
+        without, self._open_session = self._open_session, self._open_checked
+        try:
+            self._plan = self._loaded(self._plan).plan
+        except BaseException:
+            self._open_session = without
+            raise
 
     def _lacks_checker(self, name: str | None) -> bool:
         """Return whether a policy uses the pair's checker, and it is not loaded yet."""
@@ -288,7 +297,8 @@ def open_pair(
         offline=offline or None,
     )
     request = ask(options, find_task(options.task), use="calls")
-    checked = replace(request, options=replace(request.options, check=request.named.sources.get("check")))
+    checker = request.named.sources.get("check")
+    checked = replace(request, options=replace(request.options, check=checker), policies=[(POLICIES["agree"], None)])
     return Pair(session_of(request), session_of(checked), partial(_advise, request.options, request.task))
 
 

@@ -6,10 +6,11 @@ A plan is made of a request, and nothing after it sees the request.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from arbitrage_cli.app.decide import RequestFacts, available_router, decide, extend
+from arbitrage_cli.app.decide import ModelsFacts, RequestFacts, available_router, choice_of, decide, extend
 from arbitrage_cli.app.gather import OpenServed, fetch_and_gather, gather, router_of_request
 from arbitrage_cli.app.naming import NamedRouter, places_of
 from arbitrage_cli.app.needs import needed_roles
+from arbitrage_cli.app.prepare import fetch
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request, Use
 from arbitrage_cli.app.resume import GROWING, added_policies, asked_of, find_route
@@ -32,7 +33,7 @@ class Plan:
 
     - `setup` was decided now or, if the command continues a run, when the run `began`. `notes` are new.
     - `routes` are those that this command runs. `usual` is the policy that was asked for, or the default one, with its tau
-      as text.
+      as text. `usual_in_conversation` is the same for a conversation, whose answers cannot be compared.
     - `sources` say where the models to load lie today; `named` also has those that are not loaded.
     - `threads` and `concurrency` are those of this command.
     - `asked`, `places` and `command`, the command line, are for run.json.
@@ -49,6 +50,7 @@ class Plan:
     threads: ByRole[int]
     concurrency: int
     usual: ParsedRoute
+    usual_in_conversation: ParsedRoute
     notes: Sequence[str]
     asked: Asked
     places: Mapping[str, str]
@@ -90,12 +92,13 @@ def plan_without_models(request: Request) -> Plan:
 
 
 def _plan(request: Request, facts_of: FactsOf) -> Plan:
+    models: ModelsFacts = {}
     if request.run:
         setup, router, notes = _continued(request, request.run, facts_of)
     else:
         facts = facts_of(request)
         setup = decide(request, facts)
-        router, notes = facts.router, setup.notes
+        models, router, notes = facts.models, facts.router, setup.notes
     available = available_router(request, router, setup.unit_costs, setup.price)
     routes = _routes_now(request, setup, available)
     sources = _sources_to_load(request, setup, routes)
@@ -111,6 +114,7 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
         threads=_threads(request, setup, sources),
         concurrency=setup.concurrency if request.compares else request.concurrency,
         usual=request.policies[0],
+        usual_in_conversation=_usual_in_conversation(request, models, available),
         notes=notes,
         asked=asked,
         places=places_of(request.named.sources, router if setup.router else None),
@@ -132,6 +136,37 @@ def _continued(request: Request, began: Run, facts_of: FactsOf) -> tuple[Setup, 
     facts = facts_of(adding)  # which may fetch the files that determine the router
     setup = extend(setup, adding, facts)
     return setup, facts.router, setup.notes
+
+
+def _usual_in_conversation(request: Request, models: ModelsFacts, router: AvailableRouter) -> ParsedRoute:
+    if request.use != "calls":
+        return request.policies[0]
+    choice = choice_of(request, models, router, in_conversation=True)
+    return choice.policy, choice.tau
+
+
+def with_models_for(plan: Plan, request: Request, display: Display, open_served: OpenServed) -> Plan:
+    """Return the plan with the models that a request needs in addition, after their missing files are downloaded.
+
+    Everything that was decided stays: routes, token costs and presets, whatever costs and settings are today. The notes are
+    new. Raises the same errors as `fetch_and_gather` and `extend`.
+    """
+    fetch(request.models_for(request.asked), display, offline=request.options.offline)
+    began = plan.setup
+    facts = gather(request, None, lambda role: None if role in began.models else open_served(role))
+    setup = extend(began, request, facts)
+    available = available_router(request, facts.router, setup.unit_costs, setup.price)
+    sources = _sources_to_load(request, setup, plan.routes)
+    notes = [note for note in setup.notes if note not in began.notes]
+    return replace(
+        plan,
+        setup=setup.model_copy(update={"routes": began.routes, "notes": notes}),
+        sources=sources,
+        named=request.named.sources,
+        router=replace(plan.router, has_checker=available.has_checker, check=available.check),
+        threads={**_threads(request, setup, sources), **plan.threads},
+        notes=notes,
+    )
 
 
 def _routes_now(request: Request, setup: Setup, router: AvailableRouter) -> list[Route]:

@@ -41,9 +41,9 @@ class OpenSession(Protocol):
         *,
         max_concurrency: int | None = None,
         cost_seconds: float | None = None,
-        plan: Plan | None = None,
+        earlier: Plan | None = None,
     ) -> AbstractContextManager["Session"]:
-        """Make the plan, or use that of an earlier session, and open a session whose models are not loaded yet.
+        """Make the plan, or add models to that of an `earlier` session, and open a session whose models are not loaded yet.
 
         At most `max_concurrency` problems are solved at once. Costs are measured in at most `cost_seconds`.
         """

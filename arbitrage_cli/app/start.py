@@ -10,7 +10,7 @@ from arbitrage_cli.app.decide import with_checker
 from arbitrage_cli.app.gather import OpenServed, model_facts
 from arbitrage_cli.app.models import RemoteModel
 from arbitrage_cli.app.open_models import OpenModels, served_models
-from arbitrage_cli.app.plan import Plan, make_plan
+from arbitrage_cli.app.plan import Plan, make_plan, with_models_for
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import OpenSession, Session
@@ -33,7 +33,7 @@ def open_session(
     *,
     max_concurrency: int | None = None,
     cost_seconds: float | None = None,
-    plan: Plan | None = None,
+    earlier: Plan | None = None,
 ) -> Iterator[Session]:
     """Open a session, as `OpenSession` describes it. Raises the same errors as `make_plan` and `OpenModels`."""
     with contextlib.ExitStack() as stack:
@@ -46,7 +46,10 @@ def open_session(
             continues=not request.writes_whole,
         )
         open_at_start: OpenServed = _checker_may_be_absent(open_served) if request.use == "serve" else open_served
-        plan = plan or make_plan(request, display, open_at_start, cost_seconds)
+        if earlier:
+            plan = with_models_for(earlier, request, display, open_at_start)
+        else:
+            plan = make_plan(request, display, open_at_start, cost_seconds)
         for note in plan.notes:
             display.tell(note)
         if plan.setup.tau_costs:

@@ -13,7 +13,7 @@ from arbitrage_cli.routing.savings import faster_than_routing
 from arbitrage_cli.types import frozen
 
 ROUTING = POLICIES["arbitrage"]
-ANYWAY = "to route anyway, add --policy arbitrage"
+ANYWAY = "to route anyway, use policy arbitrage"
 
 
 @frozen
@@ -101,7 +101,7 @@ def _of_whole_solutions(given: Situation) -> Choice | None:
         return None
     reason = "a model writes only whole solutions, which cannot be routed step by step"
     if given.compares_answers:
-        reason += "; to ask the target only if two small models disagree, add --policy agree"
+        reason += "; to ask the target only if two small models disagree, use policy agree"
     return Choice(TARGET_ALONE, None, reason)
 
 

@@ -37,9 +37,9 @@ def faster_than_routing(route: Route, available: AvailableRouter) -> Faster | No
     likely = table.time(table.faster_row(table.likely_careful.tau))
     if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < lossless):
         return Faster(policy, table.shortage)  # with more solutions, routing would be faster
-    if time is None or route.tau <= ALWAYS:
-        return Faster(policy, f"tau {_tau_of(route)} escalates every step")
     by = "by the pair's prices" if available.is_priced else f"by the token costs of {available.costs_of}"
+    if time is None or route.tau <= ALWAYS:
+        return Faster(policy, f"{by}, tau {_tau_of(route)} escalates every step")
     what = "costs {}x the price" if available.is_priced else "takes {}x the time"
     ratio = formatting.number(time / lossless)
     return Faster(policy, f"{by}, routing probably {what.format(ratio)} of {policy.phrase or 'the target alone'}")

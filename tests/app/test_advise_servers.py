@@ -109,7 +109,7 @@ def test_a_pair_that_cannot_route_uses_the_target_until_its_entry_names_agree(ho
             asked = servers["target"].asked()
             assert (asked["21 + 3"], asked["20 + 4"]) == (1, num_asked)
             (line,) = [note for note in shown.notes if note.startswith(f"policy {policy}: ")]
-            assert ("--policy agree" in line) is (policy == "target")
+            assert ("use policy agree" in line) is (policy == "target")
             mine = read_pairs(path)["mine"]
             path.unlink()
             add_pair(path, replace(mine, policy="agree"))

@@ -147,4 +147,4 @@ def test_no_default_asks_a_checker_or_models_that_cannot_answer(tmp_path: Path, 
 @pytest.mark.parametrize(("facts", "is_named"), [({}, True), (TALK, False), (CODE, False)], ids=str)
 def test_the_line_about_whole_solutions_names_agree_where_answers_can_be_compared(facts: Facts, *, is_named: bool) -> None:
     line = choose_policy(situation(**WHOLE, **facts)).line
-    assert ("--policy agree" in line) is is_named
+    assert ("policy agree" in line) is is_named
