@@ -23,7 +23,7 @@ from arbitrage_cli.routing.policies import DRAFT_ALONE, Policy
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route
 from arbitrage_cli.routing.savings import warning_by_costs
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
-from arbitrage_cli.types import THINK_TOKENS, WRITING, ByRole, Fields, Limits, ModelRole, Note, frozen
+from arbitrage_cli.types import THINK_TOKENS, WRITING, ByRole, Fields, Json, Limits, ModelRole, Note, frozen
 
 THINK_CONTEXT_SIZE = 16384
 """The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
@@ -137,7 +137,7 @@ def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
         if role not in began.models
     }
     measured = {
-        role: model.model_copy(update={"costs": facts.unit_costs[role]})
+        role: model.model_copy(update=_costs_of(facts.models[role].setup))
         for role, model in began.models.items()
         if role in facts.unit_costs and model.costs is None
     }
@@ -152,6 +152,10 @@ def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
             "notes": notes,
         }
     )
+
+
+def _costs_of(model: ModelSetup) -> Json:
+    return {"costs": model.costs, "costs_are_approximate": model.costs_are_approximate}
 
 
 def with_checker(setup: Setup, request: Request, checker: ModelFacts) -> Setup:
@@ -201,6 +205,11 @@ def limits_of(options: Options, think_tokens: int | None) -> Limits:
         think_tokens=think_tokens,
         is_thinking_chosen=options.think is not None,
     )
+
+
+def approximate_costs(roles: Iterable[ModelRole]) -> str:
+    names = " and ".join(map(word_for, roles))
+    return f"other programs disturbed the measurement of token costs, so those of the {names} are approximate"
 
 
 def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:
@@ -364,6 +373,9 @@ def _warnings(
     if available.is_universal and named.router is None and any(policy.needs_router for policy in policies):
         yield UNIVERSAL
     yield from _warnings_about_models(request, {role: one.setup for role, one in models.items()})
+    uses_costs = request.compares or any(policy.depends_on_costs for policy in request.asked)
+    if uses_costs and (roles := [role for role, one in models.items() if one.setup.costs_are_approximate]):
+        yield approximate_costs(roles)
     if request.concurrency > 1:
         if any(policy.speculates and not policy.shares_token_ids for policy in policies):
             yield NO_SPECULATION

@@ -119,6 +119,7 @@ def model_facts(request: Request, role: ModelRole, open_served: OpenServed, meas
         vocabulary_size=facts.vocabulary_size if facts else None,
         threads=measured.threads if measured else threads_without_costs(source, load),
         costs=measured.costs if measured else None,
+        costs_are_approximate=measured is not None and measured.is_disturbed,
     )
     return ModelFacts(
         setup,

@@ -34,8 +34,8 @@ def measure_and_keep(
 ) -> dict[ModelRole, Tuned]:
     """Measure models together, store their costs and return them.
 
-    Each activity is shown while it lasts. A note is shown if the measurement was disturbed or cannot be stored. The probes end
-    after `limit` seconds, but each runs at least once.
+    Each activity is shown while it lasts. A note is shown if the costs cannot be stored. The probes end after `limit` seconds,
+    but each runs at least once.
 
     Raises any error from loading or running a model.
     """
@@ -61,9 +61,6 @@ def measure_and_keep(
         )
         for role, path in paths.items()
     }
-    if roles := [role for role in models if role in disturbed]:
-        costs = f"the token costs of {' and '.join(roles)} are approximate"
-        note(f"other programs disturbed the measurement, so {costs}; they are measured again when the processor is idle")
     try:
         keep_tuned(tuned_file(), [*models.values()])
     except OutputError as error:

@@ -34,7 +34,8 @@ def facts_of_models(run: "Run") -> Iterable[Fact]:
         loaded = run.loaded.get(role)
         named = dict.fromkeys([model.name, *([loaded.description] if loaded and loaded.description else [])])
         threads = [formatting.count(model.threads, "thread")] if model.threads else []
-        yield role_name(role), ", ".join([*named, *_digest(model.sha256), *threads])
+        costs = ["approximate token costs"] if model.costs_are_approximate else []
+        yield role_name(role), ", ".join([*named, *_digest(model.sha256), *threads, *costs])
     if router := run.decided.router:
         yield "router", ", ".join([router.name, *_digest(router.sha256)])
 

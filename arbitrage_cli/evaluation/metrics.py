@@ -260,6 +260,9 @@ def _notes(
     for flag, count in sorted(cut_by_limit(done).items()):
         cut = f"{count} of {formatting.count(len(done), 'attempt')}"
         yield f"The limit {flag} was reached in {cut}. The unfinished solutions were graded. To finish them, raise {flag}."
+    if roles := [role for role, model in run.decided.models.items() if model.costs_are_approximate]:
+        which = " and ".join(roles)
+        yield f"Other programs disturbed the measurement of the token costs of {which}, so computed times are approximate."
     if run.decided.concurrency > 1:
         yield f"{run.decided.concurrency} problems were solved at once. {_times_at_once(run)}"
     if (samples := run.samples) > 1:

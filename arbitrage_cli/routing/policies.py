@@ -90,6 +90,11 @@ class Policy:
         return {*WRITING} <= {*self.models}
 
     @property
+    def depends_on_costs(self) -> bool:
+        """Whether token costs decide how this policy works, or whether it is used."""
+        return self.speculates or self.compares_answers or (self.routes_steps and self.is_candidate)
+
+    @property
     def can_stop_early(self) -> bool:
         """Whether a drafted step can be escalated before its end."""
         return self.needs_router or self.has_growing_score

@@ -57,6 +57,7 @@ class ServedSetup(Record):
 class ModelSetup(Record):
     """The identity of a model. `sha256` is None without GGUF files, and `costs` if the model was not measured.
 
+    The costs are approximate if other programs disturbed the measurement.
     The architecture, the number of parameters and the size of the vocabulary come from the files. `name` is shown to users:
     a file's name, a name on the Hub, the name of a built-in model, or that of a server's model. `threads` is None on a
     server.
@@ -71,6 +72,7 @@ class ModelSetup(Record):
     threads: int | None = None
     context_size: int | None = None
     costs: UnitCosts | None = None
+    costs_are_approximate: bool = False
     served: ServedSetup | None = None
 
     def known_as(self, name: str) -> TrainedModel:

@@ -27,10 +27,15 @@ def logical_processors() -> int:
 
 
 def free_cores() -> int:
-    """Return how many of the processors that this process may use are idle, but at least 1."""
-    percent = psutil.cpu_percent(LOAD_SECONDS, percpu=True)
-    busy: float = sum(percent[number] for number in _own_processors() if number < len(percent)) / 100
-    return max(1, round(logical_processors() - busy))
+    """Return how many of the processors that this process may use other programs leave idle, but at least 1."""
+    return max(1, round(logical_processors() - other_cores()))
+
+
+def other_cores(seconds: float = LOAD_SECONDS) -> float:
+    """Return how many cores other programs use on average during the next `seconds`."""
+    before, began = other_seconds(), time.perf_counter()
+    time.sleep(seconds)
+    return max(0.0, other_seconds() - before) / (time.perf_counter() - began)
 
 
 def other_seconds() -> float:

@@ -5,17 +5,20 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import fake_hub
 import pytest
 from cli import TIMEOUT, Process, read_line, start
 from commands import MATH, SCRIPTED, Shown, bench, refused, solve, typed
-from faults import run_json, write_problems
-from made_up_tuning import make_tuned
+from faults import rows_of, run_json, write_problems
+from made_up_runs import typed_figures
+from made_up_tuning import make_tuned, unit_costs
 
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.bench import BenchRun
+from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import fetch_and_gather
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
@@ -33,6 +36,7 @@ from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import ByRole
 
@@ -137,6 +141,60 @@ def test_ctrl_c_ends_the_wait_for_another_measurement(quick_path: Path, monkeypa
         assert b"another process" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(TIMEOUT) == 130
+
+
+def keep_disturbed(threads: int = 1) -> None:
+    """Keep costs at which a target token costs 4 draft tokens."""
+    for role, seconds in (("draft", 0.1), ("target", 0.4)):
+        made = make_tuned(machine_here(), sha256_of(find_files(FILES[role])), threads, unit_costs(seconds))
+        keep_tuned(tuned_file(), [replace(made, is_disturbed=True)])
+
+
+@pytest.mark.parametrize("policy", ["speculative", "target"])
+def test_disturbed_costs_are_measured_again_as_soon_as_the_processor_is_idle(
+    measured: list[list[str]], monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """If the policy depends on them. The command says what has changed."""
+    load = [0.3]
+    monkeypatch.setattr("arbitrage_cli.app.prepare.other_cores", lambda seconds: load[0])
+    keep_disturbed(threads=2)
+    request = ask(typed(**FILES, policy=policy), MATH)
+    uses_costs = policy == "speculative"
+
+    def decided() -> tuple[Setup, list[str]]:
+        shown = Shown()
+        setup = decide(request, fetch_and_gather(request, shown, lambda role: None))
+        return setup, [*shown.notes, *setup.notes]
+
+    setup, notes = decided()
+    assert measured == []
+    assert [note for note in notes if "approximate" in note] == notes[: uses_costs and 1]
+    assert all(model.costs_are_approximate for model in setup.models.values())
+    load[0] = 0.1
+    setup, notes = decided()
+    assert measured == ([BOTH] if uses_costs else [])
+    if uses_costs:
+        assert "costs 1.00 draft tokens, not 4.00" in notes[1]
+        assert "1 thread for the target instead of 2" in notes[1]
+        assert not any(model.costs_are_approximate for model in setup.models.values())
+        assert len(decided()[1]) < len(notes)
+    assert len(measured) == uses_costs
+
+
+def test_a_run_remembers_that_its_costs_were_disturbed(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run keeps its costs, even if good ones are known now."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
+    monkeypatch.setattr("arbitrage_cli.app.prepare.other_cores", lambda seconds: 1.0)
+    write_problems(quick_path / "problems.jsonl", ("5 + 6",))
+    keep_disturbed()
+    options = typed(**FILES, policy="target,draft", max_tokens=4)
+    began = bench(quick_path, options).run
+    keep_tuned(tuned_file(), [make_tuned(machine_here(), sha256_of(find_files(FILES[role])), 1) for role in BOTH])
+    resumed = bench(quick_path, options)
+    assert resumed.run.decided == began.decided
+    assert [model.costs_are_approximate for model in began.decided.models.values()] == [True, True]
+    notes = typed_figures(resumed.run.to_dict(), rows_of(resumed.folder.path)).notes
+    assert len([note for note in notes if "disturbed" in note and "draft and target" in note]) == 1
 
 
 def test_a_policy_that_needs_a_checker_measures_the_checker_alone(measured: list[list[str]]) -> None:

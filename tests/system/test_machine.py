@@ -1,5 +1,6 @@
 """Threads, memory and load of a machine."""
 
+import itertools
 import os
 import sys
 import time
@@ -59,17 +60,19 @@ def test_memory(root: Path, files: dict[str, str], total: int, available: int) -
 
 
 @pytest.mark.parametrize(
-    ("busy", "free"),
-    [((0, 0, 0, 0), 4), ((100, 100, 0, 0), 2), ((0, 0, 30, 0), 4), ((100, 100, 100, 100), 1), ((), 4)],
-    ids=["idle", "two taken", "hardly used", "all taken", "unknown"],
+    ("used", "free"),
+    [(0.0, 4), (2.0, 2), (0.3, 4), (4.0, 1), (-0.1, 4)],
+    ids=["idle", "two taken", "hardly used", "all taken", "counted too late"],
 )
-def test_cores_that_other_programs_use_are_not_free(
-    monkeypatch: pytest.MonkeyPatch, busy: tuple[float, ...], free: int
-) -> None:
-    """The process may use processors 0 to 3 of 8. Others may be busy."""
+def test_cores_that_other_programs_use_are_not_free(monkeypatch: pytest.MonkeyPatch, used: float, free: int) -> None:
+    """The process may use 4 processors. The clock jumps while it sleeps."""
+    now = itertools.count(0.0, 0.2)
+    times = itertools.count(0.0, 0.2 * used)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
-    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: [*busy, 100, 100] if busy else [])
+    monkeypatch.setattr(machine, "other_seconds", times.__next__)
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=now.__next__, sleep=lambda seconds: None))
     assert machine.free_cores() == free
+    assert machine.other_cores() == pytest.approx(max(0.0, used))
 
 
 class MacTimes(NamedTuple):
