@@ -359,7 +359,7 @@ def test_the_prompt_of_an_interrupted_response_is_billed(monkeypatch: pytest.Mon
 
 
 def test_the_prompt_of_a_response_that_is_interrupted_between_steps_is_billed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next prompt contains this prompt and the complete steps."""
+    """It counts as many tokens as the next prompt, which also contains the complete steps."""
     set_limits(monkeypatch, FIRST_DELAY=0.001)
     cut = Answer([chunk({"content": text}) for text in ("one", "\n\n", "tw")], is_streamed=True, cut=3)
     whole = [chunk({"content": "two"}), chunk({}, "stop"), with_usage(34, 2, {"choices": []})]
@@ -369,7 +369,7 @@ def test_the_prompt_of_a_response_that_is_interrupted_between_steps_is_billed(mo
         (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
     first, second = [decision.kept for decision in finished.trace.decisions]
     assert (first.text, first.num_tokens, second.text) == ("one\n\n", 2, "two")
-    assert first.cost.prefill_tokens + second.cost.prefill_tokens == 34 + 32
+    assert first.cost.prefill_tokens + second.cost.prefill_tokens == 34 + 34
 
 
 def test_a_step_that_stalls_is_billed_the_prompt_that_its_server_reported() -> None:

@@ -5,8 +5,8 @@
 - A response that is interrupted becomes no step. The step that is written instead is charged for it.
 
 Most servers report only at the end of a response how many tokens it used. Until then, the tokens that have arrived are
-counted, and those of the prompt if it was sent as token ids. Otherwise, the tokens of the prompt are known when the server
-reports them for the next prompt, which is the same, or the same with the steps that were complete.
+counted, and those of the prompt if it was sent as token ids. Otherwise, the prompt of an unfinished response is charged as many
+tokens as the server reports for the request that repeats it.
 """
 
 import time
@@ -15,18 +15,7 @@ from dataclasses import dataclass, field, replace
 from arbitrage_cli.inference.servers.dialects import Prompt
 from arbitrage_cli.inference.servers.received import ReceivedStep
 from arbitrage_cli.inference.servers.responses import ReportedUsage
-from arbitrage_cli.types import Cost, frozen
-
-
-@frozen
-class _Read:
-    """The prompt of a response, and the number of tokens in all steps before the response."""
-
-    prompt: Prompt
-    num_before: int
-
-    def is_in(self, prompt: Prompt) -> bool:
-        return prompt.messages == self.prompt.messages and prompt.text.startswith(self.prompt.text)
+from arbitrage_cli.types import Cost
 
 
 @dataclass(slots=True)
@@ -34,14 +23,13 @@ class Bill:
     """The cost of a problem's responses that are not yet part of a step.
 
     `spent` is the cost of responses that became no step. `prompt` and `usage` belong to a response that has begun and not
-    ended. `num_kept` counts the tokens of all steps that were kept.
+    ended. `num_unknown` counts the responses whose prompts have not been charged, because no response has ended since.
     """
 
     spent: Cost = field(default_factory=Cost)
     prompt: Prompt | None = None
     usage: ReportedUsage | None = None
-    num_kept: int = 0
-    interrupted: list[_Read] = field(default_factory=list)  # whose tokens are unknown
+    num_unknown: int = 0
 
     @property
     def usage_so_far(self) -> ReportedUsage | None:
@@ -61,20 +49,10 @@ class Bill:
         if usage and self.prompt:
             num_own = max(0, usage.cost.decode_tokens - step.num_earlier)
             step.reported += replace(usage.cost, decode_tokens=num_own)
-            self._settle(usage.prompt, _Read(self.prompt, self._num_before(step)))
+            self.spent += Cost(prefill_tokens=self.num_unknown * usage.prompt)
+            self.num_unknown = 0
         self.prompt = None
         self.usage = None
-
-    def _num_before(self, step: ReceivedStep) -> int:
-        """Return the number of tokens in the steps before the current response."""
-        return self.num_kept - step.num_earlier
-
-    def _settle(self, num_prompt: int, read: _Read) -> None:
-        """Add the prompts of the interrupted responses that this prompt of `num_prompt` tokens contains."""
-        known = [one for one in self.interrupted if one.is_in(read.prompt)]
-        num_tokens = sum(max(0, num_prompt - (read.num_before - one.num_before)) for one in known)
-        self.spent += Cost(prefill_tokens=num_tokens)
-        self.interrupted = [one for one in self.interrupted if one not in known]
 
     def add(self, usage: ReportedUsage | None) -> None:
         """Add a response that is not part of a step."""
@@ -84,7 +62,6 @@ class Bill:
         """Return the cost of a step that is kept, and begin the bill of the next step."""
         cost = self.spent + _cost_of(step)
         self.spent = Cost()
-        self.num_kept += step.num_tokens
         return cost
 
     def cut(self, step: ReceivedStep) -> Cost:
@@ -95,7 +72,7 @@ class Bill:
     def retract(self, step: ReceivedStep) -> None:
         """Charge a step that will be written again to the step that replaces it."""
         if self.prompt and not self.usage_so_far:
-            self.interrupted.append(_Read(self.prompt, self._num_before(step)))
+            self.num_unknown += 1
         self.spent = self.cut(step)
 
 
