@@ -303,6 +303,11 @@ class Trace:
         return sum(decision.kept.num_tokens for decision in self.decisions)
 
     @property
+    def is_by_target(self) -> bool:
+        """Whether the target wrote every kept step. What it would have written in place of a drafted step is unknown."""
+        return all(decision.kept.model == "target" for decision in self.decisions)
+
+    @property
     def phase(self) -> Phase:
         if not self.decisions:
             return "think" if self.problem.thinks else "answer"
@@ -414,8 +419,8 @@ class Checked:
 class Finished:
     """Event: a problem was solved, or failed with `error` after the steps in its trace.
 
-    `target_alone_seconds` is the estimated time of the target alone for the same text, or None if the target was not loaded,
-    is on a server or solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
+    `target_alone_seconds` is the estimated time of the target alone, or None if a drafted step was kept, or if the target was
+    not loaded, is on a server or solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
     `abandoned` contains the steps that were being written when the problem ended, and those that a server wrote ahead.
     """
 
@@ -432,7 +437,7 @@ Event = Started | Writing | Rating | Wrote | Checked | Decided | Finished
 
 @frozen
 class Bill:
-    """The price of the work on a problem and, if known, the estimated price for the target alone, in dollars."""
+    """The price of the work on a problem and, if the target wrote the whole text, the estimated price for it alone, in dollars."""
 
     spent: float
     target_alone: float | None

@@ -116,7 +116,7 @@ def bill(prices: Prices, finished: Finished, served: Collection[ModelRole]) -> B
     """Return the price of the work on a problem, and the estimated price for the target alone in one request.
 
     `served` names the models on servers. Returns None if a server did not report the tokens of a prompt. There is no
-    estimate if the target works alone.
+    estimate if the target works alone, or if a drafted step was kept.
     """
     trace = finished.trace
     check = trace.check
@@ -132,7 +132,8 @@ def bill(prices: Prices, finished: Finished, served: Collection[ModelRole]) -> B
         return None
     whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=trace.num_tokens)
     spent = math.fsum(price.of(sum([*costs[role], *others.get(role, [])], Cost())) for role, price in prices.items())
-    is_estimated = finished.prompt_tokens and (check or any(decision.draft for decision in trace.decisions))
+    has_drafts = check or any(decision.draft for decision in trace.decisions)
+    is_estimated = finished.prompt_tokens and has_drafts and trace.is_by_target
     return Bill(spent, prices["target"].of(whole) if is_estimated else None)
 
 

@@ -207,8 +207,8 @@ def thinking(trace: Trace) -> str:
 
 
 def times(figures: Tally, alone: float | None) -> str:
-    """Return the seconds that a problem took and, if both models worked, would take the target alone."""
-    if alone is None or not figures.drafted_steps:
+    """Return the seconds that a problem took and, if the draft worked, too, would take the target alone."""
+    if alone is None or not figures.draft_cost.decode_tokens:
         return f"{figures.seconds:.2f} s"
     return f"{formatting.number(figures.seconds)} s, the target alone: about {formatting.number(alone)} s"
 

@@ -369,7 +369,8 @@ class Scheduler:
         return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt, flight.abandoned)
 
     def _seconds_alone(self, flight: _InFlight) -> float | None:
-        if "target" in self._writers and self._concurrency == 1:  # otherwise problems share batches
+        is_alone = self._concurrency == 1  # otherwise problems share batches
+        if "target" in self._writers and is_alone and flight.trace.is_by_target:
             with suppress(ProblemError):  # the target cannot write this problem
                 return self._opened(flight, "target", flight.trace.problem).seconds_alone(flight.slot, flight.trace)
         return None

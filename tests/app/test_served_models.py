@@ -216,7 +216,7 @@ def test_a_pair_fixes_how_its_target_is_continued(here: Path) -> None:
 def test_a_pair_with_prices_shows_what_a_problem_cost(here: Path) -> None:
     with on_loopback(ChatServer(Api(names_stop=True))) as address:
         pair_named_mine(here, draft=DRAFT, target=address, target_price="1000/1000/1000")
-        for policy, is_estimate in (("random", True), ("target", False)):
+        for policy, is_estimate in (("random@-1", True), ("random@1", False), ("target", False)):
             shown, records = io.StringIO(), io.StringIO()
             solved(here, typed(pair="mine", policy=policy), CommandDisplay(PlainScreen(shown), records))
             cost = json.loads(records.getvalue())["timing"]["target"]

@@ -28,6 +28,18 @@ def solved(folder: Path, name: str = "problems.jsonl", **given: Any) -> tuple[li
     return [(one["id"], one["answer"]) for one in shown.records], shown.notes
 
 
+@pytest.mark.parametrize(
+    ("policy", "is_known"),
+    [("target", True), ("speculative", True), ("random@-1", True), ("random@1", False), ("draft", False)],
+)
+def test_the_time_of_the_target_alone_is_known_for_its_own_text(tmp_path: Path, policy: str, *, is_known: bool) -> None:
+    """The target might have written another text in place of the draft's."""
+    shown = Shown()
+    solve(tmp_path, typed(policy=policy), "37 * 12 - 95", output=None, display=shown)
+    (record,) = shown.records
+    assert (record["target_alone_seconds_estimate"] is not None) == is_known
+
+
 # --- what the input is
 
 

@@ -148,7 +148,18 @@ def test_one_response_with_many_steps_has_a_price(role: ModelRole) -> None:
     finished = Finished(Trace(Problem("p", "?"), Limits(), decisions), prompt_tokens=50)
     billed = bill(parse_prices("draft=1/2,target=1/2"), finished, {role})
     assert billed
-    assert (billed.spent, billed.target_alone) == (90e-6, 90e-6 if of_draft else None)
+    assert (billed.spent, billed.target_alone) == (90e-6, None)
+
+
+@pytest.mark.parametrize("kept", WRITING)
+def test_the_price_of_the_target_alone_is_known_for_its_own_text_alone(kept: ModelRole) -> None:
+    """A draft may write more than the target would have written, and the difference is no saving."""
+    cost = Cost(prefill_tokens=50, decode_tokens=10, decode_seconds=1.0)
+    steps = {role: Step(role, "t", 10, cost, "separator") for role in WRITING}
+    trace = Trace(Problem("p", "?"), Limits(), [Decision(steps[kept], draft=steps["draft"], target=steps["target"])])
+    billed = bill(parse_prices("draft=1/2,target=1/2"), Finished(trace, prompt_tokens=50), {})
+    assert billed
+    assert billed.target_alone == (70e-6 if kept == "target" else None)
 
 
 @pytest.mark.parametrize("role", ["prm", "check"])
