@@ -4,7 +4,7 @@ Only `cli.main` prints errors.
 """
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -35,6 +35,14 @@ class UsageError(ArbitrageError):
 
     def __str__(self) -> str:
         return f"{self.option}: {self.message}" if self.option else self.message
+
+
+class PairNotSavedError(UsageError):
+    """A pair cannot be added to the user's file. `lines` are its table."""
+
+    def __init__(self, message: str, hint: str = "", *, lines: Sequence[str] = ()) -> None:
+        super().__init__(message, hint, option="save")
+        self.lines = lines
 
 
 class ProgramsNotAllowedError(UsageError):

@@ -14,11 +14,12 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import OpenSession
 from arbitrage_cli.app.stored_run import offering_to_resume
-from arbitrage_cli.errors import DefectError
+from arbitrage_cli.errors import DefectError, PairNotSavedError
 from arbitrage_cli.evaluation.bounds import Bound, bounds_of_run
 from arbitrage_cli.evaluation.figures import PolicyFigures
 from arbitrage_cli.evaluation.metrics import RunFigures, figures
 from arbitrage_cli.evaluation.verdict import MIN_PROBLEMS, Basis, Verdict
+from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import DRAFT_ALONE, TARGET_ALONE
 from arbitrage_cli.routing.route import Route
@@ -37,7 +38,8 @@ class Advice:
 
     `bounds` limit what each policy can save, where this follows from the token costs. Without a verdict, `finished` counts
     the problems that all remaining policies finished, and `minutes` is the time limit that would probably be enough for a
-    verdict, or None if more time does not help.
+    verdict, or None if more time does not help. `saved` is the entry that was added to pairs.toml with the verdict. If it was
+    to be added, but could not be, `not_saved` is the error.
     """
 
     verdict: Verdict
@@ -46,6 +48,8 @@ class Advice:
     bounds: Sequence[Bound] = ()
     finished: int = 0
     minutes: float | None = None
+    saved: PairEntry | None = None
+    not_saved: PairNotSavedError | None = None
 
     def __repr__(self) -> str:
         return f"<Advice: {self.verdict.route.name}, confidence={self.confidence}>"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,10 +15,12 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Begun, Request, ask_to_compare
 from arbitrage_cli.app.resume import restored, restored_options
 from arbitrage_cli.app.run_names import advice_folder
+from arbitrage_cli.app.saved_pair import entry_of
 from arbitrage_cli.app.selection import Selection, sample_of, select_problems
+from arbitrage_cli.app.solve_command import SolveCommand
 from arbitrage_cli.app.start import session_of
-from arbitrage_cli.errors import UsageError
-from arbitrage_cli.model_files.pairs import PairEntry
+from arbitrage_cli.errors import PairNotSavedError
+from arbitrage_cli.model_files.own_pairs import add_pair, check_can_add, check_name, own_file
 from arbitrage_cli.problems.tasks import Task, find_task
 from arbitrage_cli.runs.folder import begun_run
 from arbitrage_cli.runs.records import ADVISE
@@ -27,10 +30,11 @@ MOST_PROBLEMS = 40
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
 
 
-def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tuple[Advice, PairEntry | None, str | None]:
-    """Return advice, the named pair that it applies to, if there is one, and the router, if an option named it.
+def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> Advice:
+    """Return advice. If the folder has a run, it is continued. With a verdict, the pair is saved, if this was asked for.
 
-    If the folder has a run, it is continued. Raises UsageError if an option is invalid, and the same errors as `advise`.
+    Raises UsageError if an option is invalid; PairNotSavedError if the pair could not be saved with a verdict; and the same
+    errors as `advise`.
     """
     ends = _end(advice.minutes)
     path = advice.output_folder
@@ -43,8 +47,7 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> tu
     if selected.dataset.name == "builtin" and not advice.dataset:
         display.tell("using built-in problems; to use your own, add --dataset FILE, with one question per line")
     made = advise(session_of(request), selected, path, advice, display, ends)
-    router = request.named.router if request.options.router or request.typed_router else None
-    return made, request.named.pair, router.source if router else None
+    return _saved(made, request, selected, advice.save) if advice.save and made.verdict.is_decided else made
 
 
 def advise_on(
@@ -68,10 +71,21 @@ def _ask(options: Options, advice: AdviceOptions, began: Begun | None) -> tuple[
     selected = select_problems(problems, seed=found.seed, offline=offline, needs_answers=False, of_run=of_run)
     task = permitted(find_task(found.task or selected.dataset.task), advice.run_code)
     request = ask_to_compare(options, task, None, began, advises=True, others=(kept,))
-    if advice.save and not request.named.pair:
-        hint = "add these two models to pairs.toml, then use --pair NAME"
-        raise UsageError("can only be used with a named pair", hint, option="save")
+    if advice.save:
+        check_name(advice.save)
+        check_can_add(own_file(), entry_of(request, advice.save))
     return request, selected
+
+
+def _saved(made: Advice, request: Request, selected: Selection, name: str) -> Advice:
+    """Return the advice after its pair was saved. If it was not, return the error with the advice, which took minutes."""
+    entry = replace(entry_of(request, name), policy=made.policy, tau=made.tau)
+    try:
+        add_pair(own_file(), entry)
+    except PairNotSavedError as error:
+        return replace(made, not_saved=error)
+    command = SolveCommand.of(request).with_pair(name, selected.dataset.task)
+    return replace(made, saved=entry, command=command)
 
 
 def _end(minutes: float) -> float:

@@ -6,6 +6,7 @@ No model is loaded, nothing is downloaded, and no request is sent.
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import field
 from pathlib import Path, PurePath
 from typing import TypeVar
 
@@ -65,6 +66,7 @@ class NamedModels:
     `pair` is None if the draft or the target was named separately. `router` is None if no option names one; if
     `finds_router` is true, the router is then chosen by the models' files, once these are on this machine. `price` contains
     the prices of the pair's models, in the syntax of --price, and `priced` names the models to which its entry gives a price.
+    `entries` are those of the models that a pair provides.
     """
 
     pair: PairEntry | None
@@ -75,6 +77,7 @@ class NamedModels:
     served: ByRole[ServedSource]
     price: str | None = None
     priced: Sequence[ModelRole] = ()
+    entries: ByRole[ModelEntry] = field(default_factory=dict)
 
     @property
     def has_router(self) -> bool:
@@ -122,6 +125,7 @@ def choose_models(options: Options, task: Task) -> NamedModels:
         served=served_sources(sources, entries, load_options),
         price=_price_of(pair, entries),
         priced=[role for role, entry in entries.items() if entry.price],
+        entries=entries,
     )
 
 
@@ -166,13 +170,14 @@ def label_of(source: str) -> str:
 
 def places_of(sources: Sources, router: NamedRouter | None) -> dict[str, str]:
     """Return where models and the router lie, for run.json. Paths are absolute, so that another folder finds them."""
-    places: dict[str, str] = {role: _absolute(source) for role, source in sources.items()}
+    places: dict[str, str] = {role: absolute_place(source) for role, source in sources.items()}
     if router:
-        places["router"] = _absolute(router.source)
+        places["router"] = absolute_place(router.source)
     return places
 
 
-def _absolute(source: str) -> str:
+def absolute_place(source: str) -> str:
+    """Return where a model or a router lies, seen from any folder."""
     is_path = label_of(source) != source and not is_served(source)
     return str(Path(source).expanduser().absolute()) if is_path or Path(source).is_file() else source
 

@@ -143,12 +143,12 @@ class BenchOptions:
 
 @frozen
 class AdviceOptions:
-    """The problems and time limit for advice, and where to save the result."""
+    """The problems and time limit for advice, and the name of the pair to `save`."""
 
     dataset: str | None = None
     mapping: str | None = None
     minutes: Annotated[float, Interval(ge=0.001, le=10_000)] = 10.0
-    save: bool = False
+    save: str | None = None
     run_code: RunCode | None = None
     costs: bool = False
     output_folder: Path | None = None

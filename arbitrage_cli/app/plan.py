@@ -102,7 +102,6 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
     available = available_router(request, router, setup.unit_costs, setup.price)
     routes = _routes_now(request, setup, available)
     sources = _sources_to_load(request, setup, routes)
-    asked = _asked(request)
     return Plan(
         setup=setup,
         routes=routes,
@@ -116,11 +115,11 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
         usual=request.policies[0],
         usual_in_conversation=_usual_in_conversation(request, models, available),
         notes=notes,
-        asked=asked,
+        asked=_asked(request),
         places=places_of(request.named.sources, router if setup.router else None),
         command=request.options.command,
         began=request.run,
-        solve_command=SolveCommand.of(request, asked),
+        solve_command=SolveCommand.of(request),
     )
 
 

@@ -206,7 +206,8 @@ def models_of_run(
     settings = began.decided.settings
     size = pair.ctx if pair and options.ctx is None else options.ctx
     load = replace(settings.load, threads=options.threads, context_size=size)
-    served = served_sources(sources, entries_of(pair, sources), load)
+    entries = entries_of(pair, sources)
+    served = served_sources(sources, entries, load)
     kept = {role: _as_decided(role, one, began.decided.models.get(role)) for role, one in served.items()}
     is_whole = pair is not None and all(pair.sources.get(role) == source for role, source in sources.items())
     return NamedModels(
@@ -217,6 +218,7 @@ def models_of_run(
         load=load,
         served=kept,
         price=began.decided.price,
+        entries=entries,
     )
 
 

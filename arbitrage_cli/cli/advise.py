@@ -1,8 +1,11 @@
 """`arbitrage advise`: recommends a policy for a pair on this machine."""
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,9 +15,13 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import SHARED, Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, say, write_json
 from arbitrage_cli.cli.streams import only_figures_on_stdout
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import PairNotSavedError, UsageError
+from arbitrage_cli.model_files.own_pairs import own_file
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.machine import total_memory
+
+if TYPE_CHECKING:
+    from arbitrage_cli.app.advise import Advice
 
 
 @command(
@@ -24,8 +31,10 @@ from arbitrage_cli.system.machine import total_memory
     ),
     minutes=Option("Time limit in minutes, including loading and the measurement of token costs.", "MINUTES"),
     save=Option(
-        "If there is a verdict, print the lines for the pair's entry in pairs.toml that let other commands use it by default. "
-        "Needs a named pair: --pair, or the built-in pair if no models are named."
+        "If there is a verdict, add the models, their settings and the recommended policy to pairs.toml, as a pair with this "
+        "name, which other commands use with --pair NAME.",
+        "NAME",
+        is_setting=False,
     ),
     costs=Option("Only measure and show token costs.", is_setting=False),
 )
@@ -46,8 +55,8 @@ def advise(
     \b
     Examples:
       arbitrage advise
-      arbitrage advise --pair mine --dataset questions.jsonl --save
-      arbitrage advise --draft small.gguf --target large.gguf --minutes 30
+      arbitrage advise --draft small.gguf --target large.gguf --dataset questions.jsonl --save mine
+      arbitrage advise --pair llama3 --minutes 30
       arbitrage advise --costs --pair llama3
     """
     if advice.costs:
@@ -57,22 +66,41 @@ def advise(
         return 0
     from arbitrage_cli.app.ask_advice import advise_pair  # slow to import
     from arbitrage_cli.display.table import write_advice
-    from arbitrage_cli.model_files.pairs import advised_lines
 
-    with command_display(output) as display, only_figures_on_stdout():
-        result, pair, router = advise_pair(options, advice, display)
+    with _showing_lines(), command_display(output) as display, only_figures_on_stdout():
+        result = advise_pair(options, advice, display)
     if json_line:
         write_json(result.figures.to_json())
     else:
         write_advice(result, sys.stdout)
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
-    if advice.save and pair and result.verdict.is_decided:
-        typer.echo(advised_lines(pair, result.policy, result.tau, router), err=True)
-    elif advice.save:
-        say("no lines to save, because there is no verdict yet", output)
+    if advice.save:
+        _show_saved(result, output)
     target = result.figures.policies[0]
     return SOME_FAILED if target.errors == target.num_made > 0 else 0
+
+
+@contextlib.contextmanager
+def _showing_lines() -> Iterator[None]:
+    """If a pair cannot be saved, print its table before the error."""
+    try:
+        yield
+    except PairNotSavedError as error:
+        typer.echo("\n".join(error.lines), err=True)
+        raise
+
+
+def _show_saved(result: "Advice", output: OutputOptions) -> None:
+    """Report the pair that was saved, or why there is none. Raises PairNotSavedError if the file could not be written."""
+    if result.not_saved:
+        with _showing_lines():
+            raise result.not_saved
+    if result.saved:
+        say(f"pair {result.saved.name} was added to {own_file()}", output)
+    else:
+        more = f"; use --minutes {result.minutes:g}" if result.minutes else ""
+        say(f"no pair was saved, because there is no verdict yet{more}", output)
 
 
 def _continues(advice: AdviceOptions) -> bool:

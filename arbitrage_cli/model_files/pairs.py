@@ -7,7 +7,7 @@ import functools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -119,20 +119,6 @@ def read_pairs(user_file: Path | None = None) -> Pairs:
 
 def user_pairs() -> Pairs:
     return read_pairs(user_folder() / PAIRS_FILE)
-
-
-def advised_lines(pair: PairEntry, policy: str, tau: str | None, router: str | None) -> str:
-    """Return lines for pairs.toml that make this policy, and the router if one was named, the pair's default."""
-    changed = replace(pair, policy=policy, tau=tau)
-    keys = ["policy", "tau"]
-    own = Pairs()
-    if router:
-        changed = replace(changed, router=router if is_built_in(router) else str(router_file(router).absolute()))
-        keys.append("router")
-    if (path := user_folder() / PAIRS_FILE).is_file():
-        _read(path, own)
-    lines = toml_lines(changed, keys if pair.name in own else KEYS)
-    return "\n".join([f"to use this advice by default, set in {path}:", *lines])
 
 
 def toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 from commands import MATH, SCRIPTED, Shown, bench, refused, typed
 from faults import rows_of, write_problems
-from made_up_runs import make_row, parsed
+from made_up_attempts import AGREE_PAYS, CAREFUL_PAYS, NOTHING_PAYS, Attempts, made_up_attempts
 from made_up_tuning import FAST_READER, pretend, unit_costs
 from pairs_file import add_pair
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
-from arbitrage_cli.app.attempts import Attempt
-from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.gather import router_of_request
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.request import ask_to_compare
@@ -25,11 +23,10 @@ from arbitrage_cli.app.run_names import advice_folder
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.model_files.pairs import advised_lines, read_pairs, router_file
+from arbitrage_cli.model_files.pairs import read_pairs, router_file
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.tasks import Task, find_task
 from arbitrage_cli.runs.folder import read_run_folder
-from arbitrage_cli.runs.rows import AttemptRow
 
 ROUTER = "my router.safetensors"
 GIVEN: dict[str, Any] = {
@@ -40,11 +37,7 @@ GIVEN: dict[str, Any] = {
     "temperature": 0.5,
     "ctx": 2048,
 }
-CAREFUL_PAYS = {"target": 1.0, "speculative": 0.8, "agree": 0.8, "arbitrage@careful": 0.4, "draft": 0.1}
-NOTHING_PAYS = {**dict.fromkeys(CAREFUL_PAYS, 1.01), "target": 1.0}
-NUM_WRONG = 5  # of the draft
 SERVER = "http://127.0.0.1:1/v1"
-Pretend = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -57,41 +50,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def attempts(monkeypatch: pytest.MonkeyPatch) -> Pretend:
-    """Have the attempts at `count` problems take these seconds, up to three times as many; other policies are skipped."""
-
-    def take(count: int, seconds: Mapping[str, float]) -> None:
-        def measure(run: BenchRun, *rest: object) -> None:
-            run.folder.save_run(run.run)
-            for attempt in run.attempts[: count * len(run.session.routes)]:
-                if attempt.route.name in seconds:
-                    row = made_up(attempt, seconds[attempt.route.name] * (1 + attempt.block % 3))
-                    run.folder.append(row)
-                    run.count(row)
-
-        monkeypatch.setattr(BenchRun, "measure", measure)
-
-    return take
-
-
-def made_up(attempt: Attempt, seconds: float) -> AttemptRow:
-    """A row in which the target decodes a token in each millisecond."""
-    policy, tau = attempt.route.policy.name, attempt.route.tau
-    row = make_row(attempt.block, 0, (policy, tau)) | {"id": attempt.id, "tau_name": attempt.route.tau_name}
-    cost = {"decode_tokens": round(1000 * seconds), "decode_seconds": seconds}
-    step = {**row["steps"][0], "model": "target", "cost": cost, "speculation_cost": None, "discarded": None}
-    value = "incorrect" if policy == "draft" and attempt.block < NUM_WRONG else "correct"
-    timing = {**row["timing"], "router": {"seconds": 0.0}, "program": {"seconds": 0.0}}
-    return parsed(
-        row | {"wall_seconds": seconds, "steps": [step], "timing": timing, "grade": {**row["grade"], "value": value}}
-    )
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Attempts:
+    return made_up_attempts(monkeypatch)
 
 
 def advised(
     options: Options, output: str | None = "run", display: Shown | None = None, dataset: str | None = None
 ) -> Advice:
     given = AdviceOptions(dataset, output_folder=Path(output) if output else None, minutes=1.0)
-    return advise_pair(options, given, display or Shown())[0]
+    return advise_pair(options, given, display or Shown())
 
 
 @pytest.mark.parametrize(
@@ -99,10 +66,8 @@ def advised(
     [(CAREFUL_PAYS, ["--policy", "arbitrage", "--tau", "careful"]), (NOTHING_PAYS, ["--policy", "target"])],
     ids=["worth it", "not worth it"],
 )
-def test_the_command_solves_as_was_measured_and_is_saved(
-    home: Path, attempts: Pretend, seconds: Mapping[str, float], policy: list[str]
-) -> None:
-    """With the router that was given, if it is needed, and all that was given of how steps are written. No file is changed."""
+def test_the_command_solves_as_was_measured(attempts: Attempts, seconds: Mapping[str, float], policy: list[str]) -> None:
+    """With the router that was given, if it is needed, and all that was given of how steps are written."""
     attempts(20, seconds)
     made = advised(typed(**GIVEN))
     routed = "--tau" in policy
@@ -110,29 +75,10 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     given = typed(**{name: value for name, value in GIVEN.items() if routed or name != "router"}).arguments
     command = shlex.split(made.command)
     assert (command[:2], sorted(command[2:])) == (["arbitrage", "solve"], sorted([*given, *policy, "PROBLEM"]))
-    path = home / "arbitrage" / "pairs.toml"
-    assert not path.exists()
-    lines = advised_lines(read_pairs()["builtin"], made.policy, made.tau, ROUTER).splitlines()
-    path.write_text("\n".join([*lines[lines.index("[builtin]") :], ""]))
-    saved = read_pairs(path)["builtin"]
-    assert (saved.policy, saved.tau, saved.router) == (made.policy, made.tau, str(home / ROUTER))
-
-
-def test_lines_to_save_need_the_router_that_an_option_named(attempts: Pretend) -> None:
-    """Now, or when the run began."""
-    attempts(1, CAREFUL_PAYS)
-    for folder, routed, is_named in (("run", True, True), ("run", False, True), ("other", False, False)):
-        options = typed(pair="builtin", router=ROUTER) if routed else typed(pair="builtin")
-        given = AdviceOptions(output_folder=Path(folder), minutes=1.0)
-        _, pair, router = advise_pair(options, given, Shown())
-        assert (pair and pair.name, router is not None) == ("builtin", is_named)
-
-
-AGREE_PAYS = {"target": 1.0, "speculative": 0.8, "agree": 0.2, "draft": 0.1}
 
 
 @pytest.mark.parametrize("seconds", [AGREE_PAYS, CAREFUL_PAYS, NOTHING_PAYS], ids=["agree", "arbitrage", "target"])
-def test_the_command_names_the_checker_if_the_policy_uses_it(attempts: Pretend, seconds: Mapping[str, float]) -> None:
+def test_the_command_names_the_checker_if_the_policy_uses_it(attempts: Attempts, seconds: Mapping[str, float]) -> None:
     """Also if it was named only when the run began."""
     attempts(20, seconds)
     models = {"draft": "builtin:draft", "target": "builtin:target"}
@@ -148,7 +94,7 @@ def test_the_command_names_the_checker_if_the_policy_uses_it(attempts: Pretend, 
 
 @pytest.mark.parametrize(("count", "num_solved", "helps"), [(3, 3, False), (4, 2, False), (6, 2, True)])
 def test_more_time_is_recommended_if_there_are_enough_problems(
-    home: Path, attempts: Pretend, count: int, num_solved: int, helps: bool
+    home: Path, attempts: Attempts, count: int, num_solved: int, helps: bool
 ) -> None:
     questions = write_problems(home / "some.jsonl", [f"{number} + 5" for number in range(count)])
     attempts(num_solved, CAREFUL_PAYS)
@@ -156,7 +102,7 @@ def test_more_time_is_recommended_if_there_are_enough_problems(
     assert (made.confidence, made.finished, made.minutes is not None) == (None, num_solved, helps)
 
 
-def test_the_report_shows_the_figures_of_the_advice(attempts: Pretend) -> None:
+def test_the_report_shows_the_figures_of_the_advice(attempts: Attempts) -> None:
     """Attempts that were skipped are not missing."""
     attempts(6, {"target": 1.0, "draft": 1.2})
     made = advised(Options())
@@ -165,7 +111,7 @@ def test_the_report_shows_the_figures_of_the_advice(attempts: Pretend) -> None:
     assert (made.figures.n, any("missing" in note for note in made.figures.notes)) == (6, False)
 
 
-def test_other_settings_begin_another_run(attempts: Pretend) -> None:
+def test_other_settings_begin_another_run(attempts: Attempts) -> None:
     attempts(1, CAREFUL_PAYS)
     for options in (Options(), Options(), typed(max_tokens=8)):
         advised(options, output=None)
@@ -189,7 +135,7 @@ def test_a_run_has_the_same_name_whether_an_option_or_the_data_set_names_its_tas
     assert folder_of(Options(), find_task(task)) != folder_of(Options(), find_task("code"))
 
 
-def test_a_benchmark_is_no_advice(home: Path, attempts: Pretend) -> None:
+def test_a_benchmark_is_no_advice(home: Path, attempts: Attempts) -> None:
     """Neither command continues a run of the other, or changes it."""
     write_problems(home / "problems.jsonl", ["2 + 3"])
     options = typed(**SCRIPTED, policy="target")
@@ -227,7 +173,7 @@ def test_a_pair_that_cannot_pay_gets_a_verdict_without_a_problem(home: Path) -> 
     assert made.figures.notes == ()
 
 
-def test_policies_that_cannot_pay_are_not_tried(attempts: Pretend) -> None:
+def test_policies_that_cannot_pay_are_not_tried(attempts: Attempts) -> None:
     """Without a checker, the draft solves each problem three times, which takes as long as the target."""
     pretend(tuned_file(), {"draft": unit_costs(0.4, prefill=0.01), "target": unit_costs(1.0, 4.0, 16.0, prefill=0.01)})
     options = typed(draft="builtin:draft", target="builtin:target")

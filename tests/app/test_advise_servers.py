@@ -63,7 +63,7 @@ def pair_with(home: Path, draft: str, *, is_priced: bool) -> Iterator[Mapping[st
 
 def advised(options: Options, dataset: str = "sums.jsonl", display: Shown | None = None, output: str = "run") -> Advice:
     given = AdviceOptions(dataset, output_folder=Path(output), minutes=1.0)
-    return advise_pair(options, given, display or Shown())[0]
+    return advise_pair(options, given, display or Shown())
 
 
 @pytest.mark.parametrize("is_priced", [True, False], ids=["priced", "timed"])

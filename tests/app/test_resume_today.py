@@ -160,7 +160,7 @@ def test_an_edited_pair_changes_nothing(here: Path) -> None:
 def test_advice_names_the_settings_with_which_it_was_measured(here: Path) -> None:
     given = AdviceOptions(dataset=str(here / "problems.jsonl"), output_folder=here / "run", minutes=1.0)
     for values in ({"temperature": 0.8, "max_tokens": 32}, {}):
-        made, *_ = advise_pair(typed(pair="builtin", **values), given, Shown())
+        made = advise_pair(typed(pair="builtin", **values), given, Shown())
         assert "--temperature 0.8" in made.command
 
 

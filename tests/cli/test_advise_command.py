@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from cli import Result
 from faults import write_problems
-from made_up_tuning import FAST_READER, pretend, unit_costs
+from made_up_tuning import FAST_READER, pretend
 from test_costs import Home
-
-from arbitrage_cli.model_files.pairs import read_pairs
 
 
 @pytest.fixture
@@ -32,8 +30,9 @@ def until_solved(home: Home, *arguments: str) -> Result:
 
 def test_there_is_an_answer_within_the_time(home: Home) -> None:
     """A tenth of a second is too little for one problem. Nothing that failed for lack of time counts, or is worth saving."""
-    ended = home.run("advise", "--minutes", "0.001", "--offline", "--save")
-    assert (ended.code, "[builtin]" in ended.err) == (0, False), ended.err
+    ended = home.run("advise", "--minutes", "0.001", "--offline", "--save", "mine")
+    assert (ended.code, "no pair was saved" in ended.err) == (0, True), ended.err
+    assert not (home.folder / "arbitrage" / "pairs.toml").exists()
     *said, following = ended.stdout.decode().splitlines()
     assert " in 10" not in " ".join(said)
     assert home.run(*shlex.split(following)[1:-1], "12 + 5", "-q").code == 0
@@ -43,16 +42,6 @@ def test_there_is_an_answer_within_the_time(home: Home) -> None:
     assert 0.5 <= (found["verdict"]["confidence"] or 1) <= 1
     assert sum(policy["errors"] for policy in found["policies"]) == 0
     assert max(int(seconds) for seconds in re.findall(r"about (\d+) s left", again.err)) <= 6
-
-
-def test_a_verdict_has_lines_to_save(home: Home) -> None:
-    """The costs of tokens decide, so no problem is solved."""
-    pretend(home.file, {"draft": unit_costs(0.95, 4.0, 16.0, 0.1), "target": unit_costs(1.0, 4.0, 16.0, 0.1)})
-    ended = home.run("advise", "--minutes", "0.1", "--offline", "--save")
-    lines, path = ended.err.splitlines(), home.folder / "arbitrage" / "pairs.toml"
-    path.write_text("\n".join(lines[lines.index("[builtin]") :]))
-    assert read_pairs(path)["builtin"].policy == "target"
-    assert "--policy target" in ended.out
 
 
 def test_the_command_names_the_settings_file_of_the_advice(home: Home) -> None:

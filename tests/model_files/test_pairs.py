@@ -1,6 +1,5 @@
 """Pairs by name, and models by path or name."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from arbitrage_cli.model_files.pairs import (
     ModelEntry,
     PairEntry,
     TargetEntry,
-    advised_lines,
     find_files,
     find_pair,
     hub_name,
@@ -109,19 +107,6 @@ def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert hub_name(source) is None
     assert find_files(source) == (Path(source),)
-
-
-def test_advised_lines_are_complete_if_the_users_file_does_not_have_the_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    path, pair = tmp_path / "arbitrage" / "pairs.toml", read_pairs()["builtin"]
-    other = replace(pair, name="other")
-    add_pair(path, other)
-    with path.open("a") as file:
-        file.write("\n".join(advised_lines(pair, "target", None, None).splitlines()[1:]))
-    assert read_pairs(path)["builtin"] == replace(pair, policy="target", tau=None)
-    assert advised_lines(other, "target", None, None).splitlines()[1:] == ["[other]", 'policy = "target"']
 
 
 def test_any_text_can_be_written(tmp_path: Path) -> None:

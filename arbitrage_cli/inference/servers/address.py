@@ -78,6 +78,11 @@ def key_variable(role: str) -> str:
     return f"ARBITRAGE_{role.upper()}_API_KEY"
 
 
+def variable_of_key(role: ModelRole, named: str | None, environment: Mapping[str, str]) -> str | None:
+    """Return the variable from which `find_keys` takes a role's API key, if any is set. A pair may have `named` one."""
+    return next((name for name in (named, key_variable(role), SHARED_KEY_VARIABLE) if name and environment.get(name)), None)
+
+
 def find_keys(
     addresses: Mapping[ModelRole, Address], variables: Mapping[ModelRole, str | None], environment: Mapping[str, str]
 ) -> dict[ModelRole, str]:
