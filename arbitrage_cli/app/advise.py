@@ -39,7 +39,8 @@ class Advice:
     `bounds` limit what each policy can save, where this follows from the token costs. Without a verdict, `finished` counts
     the problems that all remaining policies finished, and `minutes` is the time limit that would probably be enough for a
     verdict, or None if more time does not help. `saved` is the entry that was added to pairs.toml with the verdict. If it was
-    to be added, but could not be, `not_saved` is the error.
+    to be added, but could not be, `not_saved` is the error. `is_approximate` is true if the verdict follows from token costs
+    whose measurement other programs disturbed.
     """
 
     verdict: Verdict
@@ -50,6 +51,7 @@ class Advice:
     minutes: float | None = None
     saved: PairEntry | None = None
     not_saved: PairNotSavedError | None = None
+    is_approximate: bool = False
 
     def __repr__(self) -> str:
         return f"<Advice: {self.verdict.route.name}, confidence={self.confidence}>"
@@ -126,7 +128,9 @@ def advise(
         finished, minutes = advisor.finished, advisor.minutes_needed(advice.minutes)
     plan = session.plan
     command = plan.solve_command.line(decided.route.name, selected.dataset.task)
-    return Advice(decided, found, command, bounds, finished, minutes)
+    disturbed = any(model.costs_are_approximate for model in session.decided.models.values())
+    is_approximate = disturbed and decided.is_by_bounds and decided.basis == "time"
+    return Advice(decided, found, command, bounds, finished, minutes, is_approximate=is_approximate)
 
 
 def _tell_of(bounds: Sequence[Bound], basis: Basis, display: Display) -> None:

@@ -47,7 +47,9 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> Ad
     if selected.dataset.name == "builtin" and not advice.dataset:
         display.tell("using built-in problems; to use your own, add --dataset FILE, with one question per line")
     made = advise(session_of(request), selected, path, advice, display, ends)
-    return _saved(made, request, selected, advice.save) if advice.save and made.verdict.is_decided else made
+    if advice.save and made.verdict.is_decided and not made.is_approximate:
+        return _saved(made, request, selected, advice.save)
+    return made
 
 
 def advise_on(

@@ -98,6 +98,9 @@ def _show_saved(result: "Advice", output: OutputOptions) -> None:
             raise result.not_saved
     if result.saved:
         say(f"pair {result.saved.name} was added to {own_file()}", output)
+    elif result.is_approximate:
+        reason = "the verdict follows from token costs whose measurement other programs disturbed"
+        say(f"no pair was saved, because {reason}; repeat the command on an idle machine", output)
     else:
         more = f"; use --minutes {result.minutes:g}" if result.minutes else ""
         say(f"no pair was saved, because there is no verdict yet{more}", output)

@@ -25,7 +25,7 @@ from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.request import ask
-from arbitrage_cli.costs.store import keep_tuned, machine_here, tuned_file
+from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import PairNotSavedError
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, find_files, read_pairs, router_file
@@ -183,6 +183,21 @@ def test_nothing_is_written_without_a_verdict(home: Path, attempts: Attempts) ->
     assert (made.saved, made.not_saved, made.minutes is not None) == (None, None, True)
     assert "--pair mine" not in made.command
     assert not pairs_file(home).exists()
+
+
+def test_nothing_is_written_that_follows_from_disturbed_costs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten busy seconds would otherwise decide for good. Once the costs are good, the same command saves the pair."""
+    monkeypatch.setattr("arbitrage_cli.app.prepare.other_cores", lambda seconds: 8.0)
+    for is_disturbed in (True, False):
+        tuned_file().unlink()
+        pretend(tuned_file(), NOTHING_CAN_PAY)
+        if is_disturbed:
+            cache = read_cache(tuned_file()).tuned
+            tuned_file().unlink()
+            keep_tuned(tuned_file(), [replace(one, is_disturbed=True) for one in cache])
+        made = saved(typed(**FILES), output=f"run-{is_disturbed}")
+        assert (made.policy, made.verdict.is_by_bounds, made.is_approximate) == ("target", True, is_disturbed)
+        assert pairs_file(home).exists() is (made.saved is not None) is not is_disturbed
 
 
 @pytest.mark.parametrize("name", ["a b", "mine"])
