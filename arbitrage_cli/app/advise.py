@@ -137,7 +137,7 @@ def _tell_of(bounds: Sequence[Bound], basis: Basis, display: Display) -> None:
     """Say which policies are not tried, and why."""
     for bound in bounds:
         if bound.escalates_all:
-            display.tell(f"not tried: {bound.route.name}, because its tau escalates every step on this machine")
+            display.tell(f"not tried: {bound.route.name}, because its tau escalates every step")
         elif bound.is_excluded:
             probably = "" if bound.is_certain else "probably "
             ratio = bound.at_most if bound.is_certain else bound.likely

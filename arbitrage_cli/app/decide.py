@@ -230,7 +230,7 @@ def _routes(parsed: Iterable[ParsedRoute], router: AvailableRouter, note: Note) 
         route = make_route(policy, tau, router)
         first = found.setdefault(route, route)
         if first.name != route.name:
-            note(f"{route.name} and {first.name} have the same tau on this machine, so only {first.label} is run")
+            note(f"{route.name} and {first.name} have the same tau, so only {first.label} is run")
     return list(found.values())
 
 

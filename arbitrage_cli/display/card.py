@@ -46,7 +46,7 @@ def write_card(card: Json, stream: TextIO, *, sha256: str) -> None:
 def _about(card: Json, sha256: str) -> Iterator[tuple[str, str]]:
     data = card["data"]
     architecture = card["metrics"]["architecture"]
-    table = TauTable.from_json(card["taus"])
+    table = TauTable.from_json(card["taus"]).with_early_stops()
     units = architecture["recipe"]["units"]
     form = f"average of {architecture['members']} networks with {units} units each" if units else "logistic regression"
     yield "router", form
@@ -106,7 +106,7 @@ def _figure(figure: Sequence[float | None] | None) -> str:
 
 
 def _taus(card: Json) -> Iterator[RenderableType]:
-    table = TauTable.from_json(card["taus"])
+    table = TauTable.from_json(card["taus"]).with_early_stops()
     data = card["data"]
     calibrated = data.get("taus_of")
     source = ", ".join(run["name"] for run in calibrated["runs"]) if calibrated else "held-out problems"
@@ -123,7 +123,7 @@ def _tau_table(table: TauTable) -> Table:
     names: dict[float, list[str]] = {}
     for name, tau in table.named.items():
         names.setdefault(tau, []).append(name)
-    rows = [table.faster_row(row.tau) for row in table.rows]
+    rows = [table.followed_row(row.tau) for row in table.rows]
     evenly = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))].tau for index in range(SHOWN_TAUS)}
     shown = [row for row in rows if row.tau in evenly or row.tau in names]
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "time"]

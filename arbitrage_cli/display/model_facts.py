@@ -91,7 +91,7 @@ def together(record: Json) -> Fact:
 def bound_fact(bound: "Bound") -> Fact:
     """Return a fact about the speed that a policy can reach, by the token costs on this machine."""
     if bound.escalates_all:
-        return bound.route.policy.name, f"preset {bound.route.tau_name} escalates every step on this machine"
+        return bound.route.policy.name, f"preset {bound.route.tau_name} escalates every step"
     words = f"at most {formatting.number(bound.at_most)}x as fast as the target alone"
     likely = f", probably at most {formatting.number(bound.likely)}x" if bound.likely < bound.at_most else ""
     return bound.route.policy.name, f"{words}{likely} (by token costs)"

@@ -13,6 +13,12 @@ from arbitrage_cli.routing.savings import faster_than_routing
 from arbitrage_cli.types import frozen
 
 ROUTING = POLICIES["arbitrage"]
+LEAST_GAIN = 1.05
+"""The factor by which routing must be faster than the policies that lose nothing.
+
+Two measurements of the same costs differ by about this factor, and a smaller gain is not worth a loss. Measured costs choose
+nothing else that changes texts.
+"""
 ANYWAY = "to route anyway, use policy arbitrage"
 
 
@@ -122,10 +128,10 @@ def _of_task(given: Situation) -> Choice | None:
 
 
 def _by_costs(given: Situation) -> Choice | None:
-    """Routing or, if it is not expected to be faster, the policy that loses nothing."""
+    """Routing or, unless it is expected to be faster by LEAST_GAIN, the policy that loses nothing."""
     if given.available is None or given.available.router is None:
         return Choice(ROUTING)
-    faster = faster_than_routing(make_route(ROUTING, None, given.available), given.available)
+    faster = faster_than_routing(make_route(ROUTING, None, given.available), given.available, LEAST_GAIN)
     return Choice(faster.policy, None, f"{faster.reason}; {ANYWAY}") if faster else Choice(ROUTING)
 
 

@@ -1,9 +1,14 @@
 """Chooses the presets `careful`, `balanced` and `fast` from the table of taus in a router's card.
 
 1. `training/taus.py` measures the effect of each tau: escalated steps, change in reward, and tokens (`TauRow`).
-2. The token costs of a machine (`PairCosts`) convert a row's tokens to time (`TauTable.time`).
+2. Token costs (`PairCosts`) convert a row's tokens to time (`TauTable.time`).
 3. A preset is the fastest tau whose expected loss stays within a limit, and whose 95% interval stays within twice this limit
    (`choose_presets`).
+
+Presets are chosen when a router is trained, and chosen again only for a pair with prices. The token costs that are measured on
+a machine only predict times: if they chose the tau, the text of an answer would depend on a stopwatch. Of the taus within a
+preset's limits, the largest is nearly always the fastest, so little time is lost ("Tried, and left out" in
+tests/benchmarks).
 """
 
 import math
@@ -16,7 +21,7 @@ import numpy as np
 
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import RouterError, UsageError
-from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS
+from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval
 from arbitrage_cli.system.files import validated
 from arbitrage_cli.types import Fields, Json, frozen
@@ -30,6 +35,14 @@ RISK = 2.0  # the maximum loss in the 95% interval, as a multiple of the maximum
 
 FOUND_IN_TIME = 0.6  # share of the tokens common to draft and target steps that are verified: 67% on the Qwen pair
 SAVED = 0.5  # share of verification's possible saving that is reached: batches are small, and contain wrong tokens
+
+USUAL_COSTS = PairCosts(
+    UnitCosts((0.010, 0.013, 0.018, 0.028, 0.050), 0.002), UnitCosts((0.060, 0.076, 0.108, 0.172, 0.300), 0.012)
+)
+"""The token costs by which presets and early stops are chosen if the router's card has none.
+
+A target token costs 6 draft tokens, and a batch of 16 costs 5 tokens, as of a pair for which routing pays.
+"""
 
 DECISION_SECONDS, SCORE_SECONDS = 3.5e-4, 1.2e-4  # a router's time at the end of a step, and for an unfinished step
 
@@ -67,7 +80,8 @@ class TauTable:
     """A table of taus in ascending order, from `ALWAYS` to `NEVER`.
 
     `steps`, `prompt_tokens` and `alone_tokens` (written by the target alone) are means per solution. `named` maps each
-    preset to its tau. `early` contains the rows for the same taus with early stops, if early stops were measured.
+    preset to its tau. `early` contains the rows for the same taus with early stops, if early stops were measured. In the
+    result of `with_early_stops`, it contains the rows that routes follow.
     """
 
     rows: tuple[TauRow, ...]
@@ -118,7 +132,7 @@ class TauTable:
         """Return the row with the shortest time or, if the costs are unknown, with the fewest escalated steps."""
 
         def time(row: TauRow) -> float:
-            known = self.time(self.faster_row(row.tau))
+            known = self.time(self.followed_row(row.tau))
             return row.escalation_rate if known is None else known
 
         return min(rows, key=time)
@@ -140,17 +154,16 @@ class TauTable:
         more = f"the preset careful would probably escalate fewer steps with {float(f'{needed:.2g}'):,.0f} solutions"
         return f"the router was measured on {have} solutions; {more}"
 
-    def faster_row(self, tau: float) -> TauRow:
-        """Return the row whose tau is nearest, with early stops if they save time at this tau."""
-        return self.row_at(tau, stops_early=self.early_stop_pays(tau))
+    def followed_row(self, tau: float) -> TauRow:
+        """Return the row whose tau is nearest, with early stops where they save time (`with_early_stops`)."""
+        return self.row_at(tau, stops_early=True)
 
-    def early_stop_pays(self, tau: float) -> bool:
-        """Return whether early stops save time at this tau, or False if the times are unknown."""
-        with_stops, without = (self.time(self.row_at(tau, stops_early=early)) or 0.0 for early in (True, False))
-        return with_stops < without
+    def stops_early(self, tau: float) -> bool:
+        """Return whether early stops save time at this tau (`with_early_stops`)."""
+        return self.followed_row(tau) != self.row_at(tau)
 
     def followed(self, early_stop: bool | None) -> "TauTable":
-        """Return the table of routes that always or never stop early, or (None) where this saves time."""
+        """Return the table of routes that always or never stop early, or (None) where the table says that this saves time."""
         if early_stop is None:
             return self
         return replace(self, rows=self.early if early_stop and self.early else self.rows, early=())
@@ -164,8 +177,21 @@ class TauTable:
         return self.at_budget(number / 100) if text.endswith("%") else number
 
     def at_costs(self, costs: PairCosts | None) -> "TauTable":
-        table = replace(self, costs=costs)
-        return replace(table, named=choose_presets(table))
+        """Return the table with the times of these costs, and the same presets and early stops."""
+        return replace(self, costs=costs)
+
+    def with_early_stops(self, costs: PairCosts | None = None) -> "TauTable":
+        """Return the table with early stops where they save time by these costs, by default the table's own."""
+        timed = self.at_costs(costs or self.costs or USUAL_COSTS)
+        rows = zip(self.rows, self.early, strict=bool(self.early))
+        faster = (early if (timed.time(early) or 0.0) < (timed.time(row) or 0.0) else row for row, early in rows)
+        return replace(self, early=tuple(faster))
+
+    def with_presets(self, costs: PairCosts | None = None) -> "TauTable":
+        """Return the table with the presets and the early stops that save most by these costs, by default the table's own."""
+        costs = costs or self.costs or USUAL_COSTS
+        table = self.with_early_stops(costs)
+        return replace(table, named=choose_presets(table.at_costs(costs)))
 
     def at_budget(self, share: float) -> float:
         """Interpolate the tau at which the target writes this share of the steps.
@@ -176,7 +202,7 @@ class TauTable:
             hint = "give the target's share of the steps, such as 30%"
             raise UsageError(f"budget {share * 100:g}% is not between 0% and 100%", hint, option="tau")
         # Of taus that escalate the same steps here, the highest escalates the fewest steps of other problems.
-        highest = {self.faster_row(row.tau).escalation_rate: row.tau for row in self.rows}
+        highest = {self.followed_row(row.tau).escalation_rate: row.tau for row in self.rows}
         return float(np.interp(share, sorted(highest), [highest[rate] for rate in sorted(highest)]))
 
     def to_json(self) -> Json:
@@ -198,7 +224,7 @@ class TauTable:
 
 
 def choose_presets(table: TauTable) -> dict[str, float]:
-    """Return the tau of each preset. If the costs are unknown, the tau with the fewest escalated steps is chosen.
+    """Return the tau of each preset. If the target is free, the tau with the fewest escalated steps is chosen.
 
     The interval of one tau is too optimistic with a probability of 2.5%, but the best of many taus would be chosen for its
     luck. The taus are therefore tested in ascending order, up to the first that fails. Then the probability that any of them

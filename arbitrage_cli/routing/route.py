@@ -120,9 +120,9 @@ def accepts_tau(policy: Policy, tau: str | None) -> bool:
 class AvailableRouter:
     """A router, its source, and the pair's token costs.
 
-    The costs are measured on this machine or, if `is_priced` is true, the pair's prices. If `early_stop` is None, drafted
-    steps are stopped early where this changes no text or, according to the router's table, saves time. `check` contains the
-    costs of a checker, if they are known.
+    The costs are measured on this machine or, if `is_priced` is true, the pair's prices. Presets and early stops depend on
+    prices, but not on measured costs. If `early_stop` is None, drafted steps are stopped early where this changes no text or,
+    according to the router's table, saves time. `check` contains the costs of a checker, if they are known.
     """
 
     router: Router | None
@@ -140,7 +140,7 @@ class AvailableRouter:
 
     @cached_property
     def table(self) -> TauTable:
-        """The table of taus for this machine's costs or, if these are unknown, the card's costs.
+        """The table of taus with the times of this machine's costs or, if these are unknown, the card's costs.
 
         Its rows are those that the routes follow: early stops of the universal router were not measured on this pair, so it
         makes none by itself. Raises UsageError if there is no router.
@@ -151,17 +151,21 @@ class AvailableRouter:
         if self.is_universal:
             early_stop = early_stop or False
             card_costs = None
-        return table.followed(early_stop).at_costs(self.costs or card_costs)
+        table = replace(table, costs=card_costs).followed(early_stop)
+        by = self.costs if self.is_priced else card_costs
+        is_other = self.is_priced or self.early_stop is not None  # than when the router was trained
+        table = table.with_presets(by) if is_other else table.with_early_stops(by)
+        return table.at_costs(self.costs or card_costs)
 
     @property
     def costs_of(self) -> str:
-        if self.is_priced:
-            return "the pair's prices"
+        """The source of the token costs that predict times."""
         return "this machine" if self.costs else "the router's card"
 
     def costs_for(self, routes: Iterable[Route]) -> str | None:
         """Return the costs on which presets are based, or None if no route is a preset."""
-        return self.costs_of if any(route.tau_name in PRESETS for route in routes) else None
+        by = "the pair's prices" if self.is_priced else "the router's card"
+        return by if any(route.tau_name in PRESETS for route in routes) else None
 
     def stops_early(self, route: Route) -> bool:
         """Return whether a route stops drafted steps early."""
@@ -171,7 +175,7 @@ class AvailableRouter:
             return self.early_stop
         if route.policy.has_growing_score:
             return True
-        return route.tau is not None and self.table.early_stop_pays(route.tau)
+        return route.tau is not None and self.table.stops_early(route.tau)
 
 
 def need_router(router: Router | None) -> Router:

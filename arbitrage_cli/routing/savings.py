@@ -9,7 +9,7 @@ from arbitrage_cli.routing.presets import ALWAYS
 from arbitrage_cli.routing.route import DEFAULT_TAU, DRAFT_SOLUTIONS, AvailableRouter, Route
 from arbitrage_cli.types import frozen
 
-EVERY_STEP = "tau {tau} escalates every step on this machine, so drafting only takes extra time; better: policy target"
+EVERY_STEP = "tau {tau} escalates every step, so drafting only takes extra time; better: policy target"
 
 
 @frozen
@@ -20,8 +20,8 @@ class Faster:
     reason: str
 
 
-def faster_than_routing(route: Route, available: AvailableRouter) -> Faster | None:
-    """Return the policy that loses nothing and is expected to be faster than a route with a router, or None.
+def faster_than_routing(route: Route, available: AvailableRouter, least_gain: float = 1.0) -> Faster | None:
+    """Return the policy that loses nothing, unless a route with a router is expected to be faster by the factor `least_gain`.
 
     This policy is the speculative target or, if speculation saves no time, the target alone. Raises UsageError if there is
     no router; ValueError if the route has no tau.
@@ -31,18 +31,21 @@ def faster_than_routing(route: Route, available: AvailableRouter) -> Faster | No
     table = available.table
     time = table.time(table.row_at(route.tau, stops_early=route.stops_early))
     lossless = table.time_lossless() if available.costs else 1.0
-    if route.tau > ALWAYS and (time is None or time < lossless):
+    if route.tau > ALWAYS and (time is None or time * least_gain < lossless):
         return None
     policy = POLICIES["speculative"] if lossless < 1 else TARGET_ALONE
-    likely = table.time(table.faster_row(table.likely_careful.tau))
+    likely = table.time(table.followed_row(table.likely_careful.tau))
     if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < lossless):
         return Faster(policy, table.shortage)  # with more solutions, routing would be faster
     by = "by the pair's prices" if available.is_priced else f"by the token costs of {available.costs_of}"
     if time is None or route.tau <= ALWAYS:
         return Faster(policy, f"{by}, tau {_tau_of(route)} escalates every step")
+    alone = policy.phrase or "the target alone"
+    if time < lossless:
+        what = "cheaper" if available.is_priced else "faster"
+        return Faster(policy, f"{by}, routing is probably less than {least_gain - 1:.0%} {what} than {alone}")
     what = "costs {}x the price" if available.is_priced else "takes {}x the time"
-    ratio = formatting.number(time / lossless)
-    return Faster(policy, f"{by}, routing probably {what.format(ratio)} of {policy.phrase or 'the target alone'}")
+    return Faster(policy, f"{by}, routing probably {what.format(formatting.number(time / lossless))} of {alone}")
 
 
 def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:

@@ -241,7 +241,7 @@ def make_table(
         num_solutions=len(outcomes.starts),
         early=tuple(early),
     )
-    return table.at_costs(costs)
+    return replace(table, named=table.with_presets().named)
 
 
 def spread_taus(probability: Numbers) -> list[float]:

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_tuning import pair_costs
+from made_up_tuning import pair_costs, unit_costs
 from small_routers import CHEAP_DRAFT, make_table, write_router
 
 from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.problems.tasks import find_task
-from arbitrage_cli.routing.default_policy import Situation, choose_policy
+from arbitrage_cli.routing.default_policy import LEAST_GAIN, Situation, choose_policy
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import AvailableRouter
+from arbitrage_cli.routing.route import AvailableRouter, make_route
 from arbitrage_cli.routing.router import Router, load
 
 SLOW_DRAFT = pair_costs(0.9, 1.0, prefill=0.5)
@@ -148,3 +149,61 @@ def test_no_default_asks_a_checker_or_models_that_cannot_answer(tmp_path: Path, 
 def test_the_line_about_whole_solutions_names_agree_where_answers_can_be_compared(facts: Facts, *, is_named: bool) -> None:
     line = choose_policy(situation(**WHOLE, **facts)).line
     assert ("policy agree" in line) is is_named
+
+
+def costs_of_pair(seconds: float, ratio: float, batch: float, prefill: float) -> PairCosts:
+    """Costs of a pair. A batch of 16 tokens takes the time of `batch` tokens, and a prefilled token that of `prefill` tokens."""
+    draft, target = (
+        unit_costs(one, few=1 + (batch - 1) / 5, many=batch, prefill=prefill * one) for one in (seconds, ratio * seconds)
+    )
+    return PairCosts(draft, target)
+
+
+ROUTERS = ("builtin", "builtin-thinking", "qwen2.5-coder", "universal")
+SHAPES = [(16.0, 0.9), (8.0, 0.5), (3.0, 0.15), (1.5, 0.05)]  # slow batches, as of small models on a CPU, to those of a GPU
+RATIOS = [1.2 * 1.25**number for number in range(15)]
+NOISE = 1.05  # of the ratio of the costs of two models
+
+
+def gain_of_routing(available: AvailableRouter) -> float:
+    """The time of the best policy that loses nothing, in times of routing with the preset `careful`."""
+    route = make_route(POLICIES["arbitrage"], None, available)
+    time = available.table.time(available.table.row_at(route.tau or 0.0, stops_early=route.stops_early))
+    return available.table.time_lossless() / (time or 1.0)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_two_good_measurements_choose_the_same_tau_and_the_same_policy(name: str) -> None:
+    """The tau never depends on measured costs. The policy depends on them only where routing is about LEAST_GAIN faster."""
+    source = f"builtin:{name}"
+    router, seconds = load(router_file(source)), 2e-5 if name.startswith("builtin") else 0.02
+    taus, gains = set[tuple[float | None, bool]](), list[float]()
+    for ratio, (batch, prefill) in product(RATIOS, SHAPES):
+        found = [
+            AvailableRouter(router, source, costs_of_pair(seconds * noise, ratio / noise, batch, prefill))
+            for noise in (1 / NOISE, 1.0, NOISE)
+        ]
+        routes = [make_route(POLICIES["arbitrage"], None, one) for one in found]
+        taus |= {(route.tau, route.stops_early) for route in routes}
+        if len({choose_policy(situation(one)).policy.is_lossless for one in found}) > 1:
+            gains.append(gain_of_routing(found[1]))
+    assert len(taus) == 1
+    assert len(gains) <= 3  # of 60
+    assert all(LEAST_GAIN / NOISE < gain < LEAST_GAIN * NOISE for gain in gains)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_where_routing_pays_no_tau_within_the_limits_is_much_faster_than_the_preset(name: str) -> None:
+    """So nothing is lost by choosing presets when a router is trained."""
+    source = f"builtin:{name}"
+    router, seconds = load(router_file(source)), 2e-5 if name.startswith("builtin") else 0.02
+    for ratio, shape in product(RATIOS, SHAPES):
+        available = AvailableRouter(router, source, costs_of_pair(seconds, ratio, *shape))
+        if gain_of_routing(available) > 1:
+            table = available.table
+            best = replace(available, is_priced=True).table  # prices may choose other taus
+            for preset, tau in table.named.items():
+                usual, fastest = (one.time(one.followed_row(tau)) for one, tau in ((table, tau), (best, best.named[preset])))
+                assert usual is not None
+                assert fastest is not None
+                assert usual < 1.03 * fastest

@@ -247,9 +247,11 @@ def test_early_stop_pays_if_it_takes_less_time(stop: int, draft: float, pays: bo
     begun = Prefixes(places, stop * ones, ones)
     costs = pair_costs(draft, 1.0, prefill=0.02, verify=0.3)
     table = make_table(0.6 * ones, outcomes, [0.5], costs, begun)
-    assert table.early_stop_pays(0.5) is pays
-    assert (table.faster_row(0.5).looks > 0) is pays
-    assert make_table(0.6 * ones, outcomes, [0.5], costs).early_stop_pays(0.5) is False  # nothing is known
+    decided = table.with_early_stops()
+    assert decided.stops_early(0.5) is pays
+    assert (decided.followed_row(0.5).looks > 0) is pays
+    assert decided.at_costs(pair_costs(1.0, 1.0, prefill=0.02)).stops_early(0.5) is pays
+    assert make_table(0.6 * ones, outcomes, [0.5], costs).with_early_stops().stops_early(0.5) is False  # nothing is known
 
 
 def test_resolve_takes_names_and_numbers() -> None:

@@ -114,7 +114,7 @@ def test_careful_is_the_target_if_there_are_too_few_solutions(
     always, *others = make_table().rows
     rows = (always, *(replace(row, change_interval=(row.change - width, row.change + width)) for row in others))
     table = replace(make_table(), rows=rows, costs=costs, num_solutions=54)
-    available = available_router(tmp_path, rows=rows, costs=costs, num_solutions=54, named=table.at_costs(costs).named)
+    available = available_router(tmp_path, rows=rows, costs=costs, num_solutions=54, named=table.with_presets().named)
     careful = make_route(POLICIES["arbitrage"], None, available)
     found = faster_than_routing(careful, available)
     assert faster(available) == policy
