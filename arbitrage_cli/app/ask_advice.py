@@ -7,13 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from arbitrage_cli.app.advise import Advice, advise
-from arbitrage_cli.app.gather import router_of_request
+from arbitrage_cli.app.default_policies import policies_of_advice
+from arbitrage_cli.app.naming import choose_models
+from arbitrage_cli.app.needs import needed_models
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.permission import permitted
 from arbitrage_cli.app.prepare import fetch
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Begun, Request, ask_to_compare
-from arbitrage_cli.app.resume import restored, restored_options
+from arbitrage_cli.app.request import Request, ask_to_compare
+from arbitrage_cli.app.resume import Resumed, restore
 from arbitrage_cli.app.run_names import advice_folder
 from arbitrage_cli.app.saved_pair import entry_of
 from arbitrage_cli.app.selection import Selection, sample_of, select_problems
@@ -22,7 +24,8 @@ from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import PairNotSavedError
 from arbitrage_cli.model_files.own_pairs import add_pair, check_can_add, check_name, own_file
 from arbitrage_cli.problems.tasks import Task, find_task
-from arbitrage_cli.runs.folder import begun_run
+from arbitrage_cli.routing.route import parse_routes
+from arbitrage_cli.runs.folder import run_to_resume
 from arbitrage_cli.runs.records import ADVISE
 from arbitrage_cli.types import Fields
 
@@ -37,13 +40,16 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> Ad
     errors as `advise`.
     """
     ends = _end(advice.minutes)
-    path = advice.output_folder
-    if path is None:
-        request, selected = _ask(options, advice, None)
-        fetch(request.models_for(request.asked), display, offline=options.offline)  # the folder is named after the files
-        path = advice_folder(request, router_of_request(request), selected.dataset)
-    earlier = None if advice.fresh else begun_run(path, ADVISE)
-    request, selected = _ask(options, advice, Begun.of(earlier, path, options, display))
+    path = advice.output_folder or _default_folder(options, advice, display)
+    resumed = None if advice.fresh else Resumed.of(run_to_resume(path, ADVISE), path, options, display)
+    named_now = advice.dataset
+    options, advice = restore(resumed, options, advice)
+    offline = options.offline or advice.dataset != named_now  # a run chooses no download
+    selected = _select(options, advice, resumed, offline=offline)
+    request = ask_to_compare(options, _task(options, advice, selected), None, resumed, advises=True, others=(advice,))
+    if advice.save:
+        check_name(advice.save)
+        check_can_add(own_file(), entry_of(request, advice.save))
     if selected.dataset.name == "builtin" and not advice.dataset:
         display.tell("using built-in problems; to use your own, add --dataset FILE, with one question per line")
     made = advise(session_of(request), selected, path, advice, display, ends)
@@ -63,20 +69,23 @@ def advise_on(
         return advise(session_of(request), selected, path, advice, display, _end(minutes), is_repeatable=False)
 
 
-def _ask(options: Options, advice: AdviceOptions, began: Begun | None) -> tuple[Request, Selection]:
-    """Return the request and the problems. Raises the same errors as `ask_to_compare`."""
-    run = began.run if began else None
-    kept, found = restored(advice, options.explicit, run), restored_options(options, run)
-    problems = ProblemOptions(dataset=kept.dataset or "builtin", mapping=kept.mapping, limit=str(MOST_PROBLEMS))
-    offline = options.offline or kept.dataset != advice.dataset  # a run chooses no download
-    of_run = run.levels if run else ()
-    selected = select_problems(problems, seed=found.seed, offline=offline, needs_answers=False, of_run=of_run)
-    task = permitted(find_task(found.task or selected.dataset.task), advice.run_code)
-    request = ask_to_compare(options, task, None, began, advises=True, others=(kept,))
-    if advice.save:
-        check_name(advice.save)
-        check_can_add(own_file(), entry_of(request, advice.save))
-    return request, selected
+def _default_folder(options: Options, advice: AdviceOptions, display: Display) -> Path:
+    """Return the default run folder. It is named after the files of the models, which are downloaded if they are missing."""
+    selected = _select(options, advice, None, offline=options.offline)
+    task = _task(options, advice, selected)
+    named = choose_models(options, task)
+    policies = [policy for policy, _ in parse_routes(policies_of_advice(named, options, task))]
+    fetch(needed_models(policies, named.sources, None), display, offline=options.offline)
+    return advice_folder(options, named, task, selected.dataset)
+
+
+def _select(options: Options, advice: AdviceOptions, resumed: Resumed | None, *, offline: bool) -> Selection:
+    problems = ProblemOptions(dataset=advice.dataset or "builtin", mapping=advice.mapping, limit=str(MOST_PROBLEMS))
+    return select_problems(problems, seed=options.seed, offline=offline, needs_answers=False, resumed=resumed)
+
+
+def _task(options: Options, advice: AdviceOptions, selected: Selection) -> Task:
+    return permitted(find_task(options.task or selected.dataset.task), advice.run_code)
 
 
 def _saved(made: Advice, request: Request, selected: Selection, name: str) -> Advice:

@@ -1,7 +1,7 @@
 """Decides how a command solves problems: its models, routes, limits and settings. No model is loaded, and no file is read.
 
 `decide` is a pure function of a request and of the facts that `app.gather` collects. A command calls it once. A resumed run
-keeps its decisions; `extend` decides only the policies that are added.
+keeps its decisions; `extend` decides only what is added.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -113,49 +113,52 @@ def decide(request: Request, facts: RequestFacts) -> Setup:
     )
 
 
-def extend(began: Setup, request: Request, facts: RequestFacts) -> Setup:
-    """Return what was decided when a run began, and the policies that the request adds to it.
+def extend(setup: Setup, request: Request, facts: RequestFacts) -> Setup:
+    """Return a setup with the policies that a request adds to it.
 
-    They are decided with the costs, the price and the settings of the run, and change nothing for its other policies. A
-    model that was not measured when the run began gets its costs now. The notes are those about the new policies. Raises
-    UsageError if the models of a policy do not support a setting.
+    What is decided stays: the new policies get the costs, the price and the settings of the setup. What it lacks is decided
+    now: a model, its costs, the router, the reward and whether the checker thinks. The notes are those about the new policies.
+    Raises UsageError if the models of a policy do not support a setting.
     """
     notes = list[str]()
-    available = available_router(request, facts.router, {**facts.unit_costs, **began.unit_costs}, began.price)
-    new = _routes(request.policies, available, notes.append)
-    policies = [route.policy for route in new]
+    costs = {**facts.unit_costs, **setup.unit_costs}
+    available = available_router(request, facts.router, costs, setup.price)
+    routes = _routes(request.policies, available, notes.append)
+    policies = [route.policy for route in routes]
     models = _models_for(request, policies, facts)
     notes[:0] = _warnings(request, policies, models, available)
-    settings = began.settings
-    if settings.reward is None:  # no policy needed one
-        settings = settings.model_copy(update={"reward": _reward(request, policies, models)})
-    if "check" in models and settings.check_thinking is None:
-        settings = settings.model_copy(update={"check_thinking": _check_thinking(request, models["check"])})
-    joining = {
-        role: _decided_model(role, models, settings, request.named.load.context_size)
-        for role in models
-        if role not in began.models
-    }
-    measured = {
-        role: model.model_copy(update=_costs_of(facts.models[role].setup))
-        for role, model in began.models.items()
-        if role in facts.unit_costs and model.costs is None
-    }
-    routes = list(dict.fromkeys([*(one.route for one in began.routes), *new]))
-    return began.model_copy(
+    settings = _completed(setup.settings, request, policies, models)
+    known = {role: _measured(model, facts.models.get(role)) for role, model in setup.models.items()}
+    size = request.named.load.context_size
+    joining = {role: _decided_model(role, models, settings, size) for role in models if role not in known}
+    of_run = [one.route for one in setup.routes]
+    return setup.model_copy(
         update={
-            "models": {**began.models, **measured, **joining},
-            "routes": list(map(RouteSetup.of, routes)),
-            "router": began.router or _decided_router(facts.router, policies),
-            "tau_costs": began.tau_costs or available.costs_for(new),
+            "models": {**known, **joining},
+            "routes": [*setup.routes, *(RouteSetup.of(route) for route in routes if route not in of_run)],
+            "router": setup.router or _decided_router(facts.router, policies),
+            "tau_costs": setup.tau_costs or available.costs_for(routes),
             "settings": settings,
             "notes": notes,
         }
     )
 
 
-def _costs_of(model: ModelSetup) -> Json:
-    return {"costs": model.costs, "costs_are_approximate": model.costs_are_approximate}
+def _measured(model: ModelSetup, facts: ModelFacts | None) -> ModelSetup:
+    """Return a model of a run, with the costs that were measured now if it has none."""
+    if model.costs or facts is None:
+        return model
+    return model.model_copy(update={"costs": facts.setup.costs, "costs_are_approximate": facts.setup.costs_are_approximate})
+
+
+def _completed(settings: Settings, request: Request, policies: Sequence[Policy], models: ModelsFacts) -> Settings:
+    """Return the settings of a run, with those that only the new policies need."""
+    lacking: Json = {}
+    if settings.reward is None:
+        lacking["reward"] = _reward(request, policies, models)
+    if settings.check_thinking is None and "check" in models:
+        lacking["check_thinking"] = _check_thinking(request, models["check"])
+    return settings.model_copy(update=lacking)
 
 
 def with_checker(setup: Setup, request: Request, checker: ModelFacts) -> Setup:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
 from arbitrage_cli.app.models import RemoteModel
-from arbitrage_cli.app.naming import NamedRouter, label_of, router_for, template_sha256
+from arbitrage_cli.app.naming import label_of, router_now, template_sha256
 from arbitrage_cli.app.prepare import fetch, measure_missing
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
@@ -43,7 +43,7 @@ def fetch_and_gather(
 ) -> RequestFacts:
     """Return the facts about the request's models, after missing files are downloaded and missing costs are measured.
 
-    If the request continues a run that has all these models, none is measured. The servers of the run's models are not asked.
+    If the request resumes a run that has all these models, none is measured. The servers of the run's models are not asked.
     The probes take at most `cost_seconds`.
     """
     known = request.run.decided.models if request.run else {}
@@ -55,7 +55,7 @@ def fetch_and_gather(
 
 
 def _with_models_of_run(request: Request, needed: ByRole[str]) -> ByRole[str]:
-    """Return the models that are needed, and those of the run that the request continues."""
+    """Return the models that are needed, and those of the run that the request resumes."""
     known = request.run.decided.models if request.run else {}
     return {role: source for role, source in request.named.sources.items() if role in needed or role in known}
 
@@ -70,20 +70,12 @@ def gather(
     Raises ModelFileError if a file cannot be read, and the same errors as `open_served`.
     """
     sources = _with_models_of_run(request, request.models_for(request.asked))
-    router = router_of_request(request)
+    router = router_now(request.named, request.task)
     if measured is None:
         measured = find_measurements(sources, request.named.load)
     models = {role: model_facts(request, role, open_served, measured.get(role)) for role in sources}
     machine = machine_facts(computes=any(map(is_gguf, sources.values())))
     return RequestFacts(models, machine, router)
-
-
-def router_of_request(request: Request) -> NamedRouter | None:
-    """Return the named router. If no router is named, return the router for the models' files on this machine."""
-    named = request.named
-    if named.router is None and named.finds_router:
-        return router_for(named.sources, request.task)
-    return named.router
 
 
 def machine_facts(*, computes: bool) -> Json:

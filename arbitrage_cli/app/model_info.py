@@ -73,7 +73,7 @@ def pair_bounds(name: str) -> "list[Bound]":
     It is known only after the token costs were measured on this machine, and if all settings of the pair are available, such
     as the API key of its checker.
     """
-    from arbitrage_cli.app.naming import choose_models, router_for  # with NumPy
+    from arbitrage_cli.app.naming import choose_models, router_now  # with NumPy
     from arbitrage_cli.app.options import Options
     from arbitrage_cli.costs.pair import PairCosts
     from arbitrage_cli.costs.store import find_measurements
@@ -96,7 +96,7 @@ def pair_bounds(name: str) -> "list[Bound]":
     routes = [Route(policy) for policy in POLICIES.values() if policy.is_candidate and not policy.has_tau]
     if "check" in named.sources and "check" not in measured:
         routes = [route for route in routes if not route.policy.compares_answers]
-    router = named.router or (router_for(named.sources, task) if named.finds_router else None)
+    router = router_now(named, task)
     available = AvailableRouter(router.router, router.source, costs) if router else None
     if available:
         routes.append(make_route(POLICIES["arbitrage"], None, available))

@@ -202,12 +202,24 @@ def router_of(options: Options, pair: PairEntry | None, task: Task) -> NamedRout
     return found
 
 
-def router_for(sources: Sources, task: Task) -> NamedRouter:
-    """Return the included router that was trained on these models, or the universal router."""
-    files = {role: local_files(source) for role, source in sources.items()}
+def router_now(named: NamedModels, task: Task) -> NamedRouter | None:
+    """Return the named router or, if none is named, the included router that was trained on these models, or the universal one.
+
+    The router is found by the models' files, as far as they are on this machine.
+    """
+    if named.router or not named.finds_router:
+        return named.router
+    files = {role: local_files(source) for role, source in named.sources.items()}
     found = NamedRouter.of(included_router(files) or UNIVERSAL_ROUTER)
     found.router.check_steps(task.step_end)
     return found
+
+
+def system_of(options: Options, pair: PairEntry | None, task: Task) -> str:
+    """Return the system prompt: that of the options, of the pair or of the task."""
+    if options.system is not None:
+        return options.system
+    return task.instructions if pair is None or pair.system is None else pair.system
 
 
 def choose_pair(options: Options) -> PairEntry | None:

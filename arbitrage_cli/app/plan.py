@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from arbitrage_cli.app.decide import ModelsFacts, RequestFacts, available_router, choice_of, decide, extend
-from arbitrage_cli.app.gather import OpenServed, fetch_and_gather, gather, router_of_request
-from arbitrage_cli.app.naming import NamedRouter, places_of
+from arbitrage_cli.app.gather import OpenServed, fetch_and_gather, gather
+from arbitrage_cli.app.naming import NamedRouter, places_of, router_now
 from arbitrage_cli.app.needs import needed_roles
 from arbitrage_cli.app.prepare import fetch
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request, Use
-from arbitrage_cli.app.resume import GROWING, added_policies, asked_of, find_route
+from arbitrage_cli.app.resume import GROWING, Resumed, added_policies, asked_of, find_route
 from arbitrage_cli.app.solve_command import SolveCommand
 from arbitrage_cli.costs.store import find_measurements, threads_without_costs
 from arbitrage_cli.inference.chat_template import PromptStyle
@@ -31,7 +31,7 @@ FactsOf = Callable[[Request], RequestFacts]
 class Plan:
     """The plan of a command.
 
-    - `setup` was decided now or, if the command continues a run, when the run `began`. `notes` are new.
+    - `setup` was decided now or, if the command resumes a run, when the `resumed` run began. `notes` are new.
     - `routes` are those that this command runs. `usual` is the policy that was asked for, or the default one, with its tau
       as text. `usual_in_conversation` is the same for a conversation, whose answers cannot be compared.
     - `sources` say where the models to load lie today; `named` also has those that are not loaded.
@@ -55,7 +55,7 @@ class Plan:
     asked: Asked
     places: Mapping[str, str]
     command: Sequence[str]
-    began: Run | None
+    resumed: Run | None
     solve_command: SolveCommand
 
     @property
@@ -93,8 +93,8 @@ def plan_without_models(request: Request) -> Plan:
 
 def _plan(request: Request, facts_of: FactsOf) -> Plan:
     models: ModelsFacts = {}
-    if request.run:
-        setup, router, notes = _continued(request, request.run, facts_of)
+    if request.resumed:
+        setup, router, notes = _resumed(request, request.resumed, facts_of)
     else:
         facts = facts_of(request)
         setup = decide(request, facts)
@@ -118,17 +118,17 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
         asked=_asked(request),
         places=places_of(request.named.sources, router if setup.router else None),
         command=request.options.command,
-        began=request.run,
+        resumed=request.run,
         solve_command=SolveCommand.of(request),
     )
 
 
-def _continued(request: Request, began: Run, facts_of: FactsOf) -> tuple[Setup, NamedRouter | None, Sequence[str]]:
+def _resumed(request: Request, resumed: Resumed, facts_of: FactsOf) -> tuple[Setup, NamedRouter | None, Sequence[str]]:
     """Return what was decided when a run began, with the policies that the request adds, the router, and new notes."""
-    setup = began.decided
-    router = router_of_request(request)
+    setup = resumed.run.decided
+    router = router_now(request.named, request.task)
     available = available_router(request, router, setup.unit_costs, setup.price)
-    added = added_policies(request.policies, request.typed, began, available, compares=request.compares)
+    added = added_policies(request.policies, resumed, available, compares=request.compares)
     if not added:
         return setup, router, ()
     adding = replace(request, policies=added)
@@ -179,7 +179,7 @@ def _routes_now(request: Request, setup: Setup, router: AvailableRouter) -> list
 
 
 def _sources_to_load(request: Request, setup: Setup, routes: Sequence[Route]) -> dict[ModelRole, str]:
-    """Return the places of the decided models or, if the request continues a run, of those that its routes need now."""
+    """Return the places of the decided models or, if the request resumes a run, of those that its routes need now."""
     roles: Collection[ModelRole] = setup.models.keys()
     if request.run:
         roles = needed_roles([route.policy for route in routes], setup.settings.reward) & setup.models.keys()
@@ -188,7 +188,7 @@ def _sources_to_load(request: Request, setup: Setup, routes: Sequence[Route]) ->
 
 def _threads(request: Request, setup: Setup, sources: ByRole[str]) -> dict[ModelRole, int]:
     """Return the threads of the models on this machine, which may differ from the machine on which the run began."""
-    if not request.began:
+    if not request.resumed:
         return {role: threads for role in sources if (threads := setup.models[role].threads)}
     here = {role: source for role, source in sources.items() if setup.models[role].threads}
     measured = find_measurements(here, request.named.load)
@@ -203,7 +203,7 @@ def _asked(request: Request) -> Asked:
     asked = asked_of(request.options.command, request.typed, request.options, *request.others)
     if request.run is None:
         return asked
-    before = request.run.asked
-    kept = {name: value for name, value in before.options.items() if name not in GROWING}
+    of_run = request.run.asked
+    kept = {name: value for name, value in of_run.options.items() if name not in GROWING}
     grown = {name: asked.options[name] for name in GROWING if name in asked.options}
-    return before.model_copy(update={"options": kept | grown})
+    return of_run.model_copy(update={"options": kept | grown})

@@ -41,8 +41,8 @@ def preview(plan: Plan, selected: Selection, path: Path, samples: int) -> Previe
     """
     results = list[Result]()
     statuses: dict[AttemptKey, str] = {}
-    if plan.began:
-        check_data_set(plan.began.dataset, selected.dataset)
+    if plan.resumed:
+        check_data_set(plan.resumed.dataset, selected.dataset)
         rows = list(read_run_folder(path).rows)
         statuses = {row.key: row.status for row in rows}
         results = [Result.of(row) for row in rows]
@@ -54,7 +54,7 @@ def preview(plan: Plan, selected: Selection, path: Path, samples: int) -> Previe
         plan,
         num_attempts=len(attempts),
         num_todo=len(todo),
-        is_resumed=plan.began is not None,
+        is_resumed=plan.resumed is not None,
         seconds=sum(one for one in seconds if one is not None),
         unknown=[label for label, one in expected.items() if one is None],
     )

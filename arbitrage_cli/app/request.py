@@ -1,17 +1,19 @@
 """Checks what a command or a call asks for, before anything is measured. `app.decide` decides the rest.
 
-If the command continues a run, what was not typed now is restored from the run first (`app.resume`). No model is loaded, and
-no server of a model is asked. The only models that are downloaded here are those that were typed when a run is continued.
+If the command resumes a run, its options were restored before (`app.resume`), and its models are found where they lie now
+(`app.locate`). No model is loaded, and no server of a model is asked. The only models that are downloaded here are those that
+are typed when a run is resumed.
 This module imports NumPy, so commands import it only when they need it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from arbitrage_cli.app.default_policies import policies_of_advice, policies_of_bench, routing_of_pair
-from arbitrage_cli.app.naming import NamedModels, NamedRouter, choose_models
+from arbitrage_cli.app.locate import models_of_run
+from arbitrage_cli.app.naming import NamedModels, NamedRouter, choose_models, system_of
 from arbitrage_cli.app.needs import (
     needed_models,
     needed_roles,
@@ -22,11 +24,10 @@ from arbitrage_cli.app.needs import (
 )
 from arbitrage_cli.app.options import Options, RewardSource
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.resume import begun_reward, keep_concurrency, models_of_run, restored_options
+from arbitrage_cli.app.resume import Resumed, restore
 from arbitrage_cli.costs.memory import check_concurrency
 from arbitrage_cli.inference.chat_template import PromptStyle
-from arbitrage_cli.model_files.checksums import OnProgress, no_progress
-from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files
+from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.problems.tasks import Task, find_task
 from arbitrage_cli.routing.default_policy import ROUTING, Situation, choose_policy
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy, refuse_sampling
@@ -39,7 +40,7 @@ from arbitrage_cli.routing.route import (
     resolve_tau,
     selectable,
 )
-from arbitrage_cli.runs.folder import begun_file
+from arbitrage_cli.runs.folder import file_to_resume
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import WRITING, ModelRole, frozen
 
@@ -56,28 +57,11 @@ FOR_OTHER_POLICIES: Mapping[Use, frozenset[str]] = {
 
 
 @frozen
-class Begun:
-    """A run to continue, and where it was found. `fetch` downloads a model that was typed, if it is not on this machine."""
-
-    run: Run
-    folder: Path
-    fetch: Callable[[str], object] = lambda source: None
-
-    @classmethod
-    def of(cls, run: Run | None, folder: Path, options: Options, display: Display | None) -> Self | None:
-        """Return the run that the command continues, or None for a new run. The display shows downloads of its models."""
-        if run is None:
-            return None
-        on_progress: OnProgress = display.fetching if display else no_progress
-        return cls(run, folder, lambda source: find_files(source, offline=options.offline, on_progress=on_progress))
-
-
-@frozen
 class Request:
     """The request of a command: its options, the models that they name, and each policy with its tau as text.
 
-    If the request continues a run (`began`), the options are those of the run, and `typed` names those that were typed now.
-    `others` contains options beside the shared ones, which run.json keeps. If `compares` is false, one policy runs; if
+    If the request resumes a run, the options are those of the run. `others` contains options beside the shared ones, which
+    run.json keeps. If `compares` is false, one policy runs; if
     `advises` is true, the comparison is for advice. A command that runs one policy has a `situation`, from which `decide`
     chooses the policy; `policies` then contains the choice that is made without facts about the models. If `early_stop` is
     None, drafted steps are stopped early where this saves time.
@@ -94,23 +78,22 @@ class Request:
     situation: Situation | None = None
     early_stop: bool | None = None
     reward: RewardSource | None = None
-    typed: frozenset[str] = frozenset()
     others: Sequence[Any] = ()
-    began: Begun | None = None
+    resumed: Resumed | None = None
 
     @property
     def run(self) -> Run | None:
-        """The run that the request continues."""
-        return _run_of(self.began)
+        """The run that the request resumes."""
+        return self.resumed.run if self.resumed else None
+
+    @property
+    def typed(self) -> frozenset[str]:
+        """The options that were typed now. Those of `options.explicit` were typed now, or when the run began."""
+        return self.resumed.typed if self.resumed else self.options.explicit
 
     @property
     def system(self) -> str:
-        pair = self.named.pair
-        if self.run:
-            return self.run.decided.settings.system
-        if self.options.system is not None:
-            return self.options.system
-        return self.task.instructions if pair is None or pair.system is None else pair.system
+        return self.run.decided.settings.system if self.run else system_of(self.options, self.named.pair, self.task)
 
     @property
     def style(self) -> PromptStyle:
@@ -128,9 +111,9 @@ class Request:
 
     @property
     def all_policies(self) -> list[Policy]:
-        """The policies of the run that the request continues, and those that are asked for now."""
-        begun = [route.policy for route in self.run.routes] if self.run else []
-        return [*begun, *self.asked]
+        """The policies of the run that the request resumes, and those that are asked for now."""
+        of_run = [route.policy for route in self.run.routes] if self.run else []
+        return [*of_run, *self.asked]
 
     @property
     def writes_whole(self) -> bool:
@@ -158,23 +141,15 @@ class Request:
         return {role: source for role, source in sources.items() if role in named} | needed
 
 
-def ask(
-    options: Options,
-    task: Task,
-    began: Begun | None = None,
-    *,
-    use: Use = "run",
-    concurrency: int = 1,
-    others: Sequence[Any] = (),
-) -> Request:
-    """Return a request for one policy. `concurrency` is the command's default.
+def ask(options: Options, task: Task, resumed: Resumed | None = None, *, use: Use = "run", concurrency: int = 1) -> Request:
+    """Return a request for one policy. `concurrency` is the command's default. `restore` has restored a run's options.
 
     Raises UsageError if an option is invalid or has no effect; RouterError if the router cannot be used.
     """
-    request = _without_policies(options, task, began, use=use, others=others)
+    request = _without_policies(options, task, resumed, use=use)
     named, situation = request.named, _situation(request)
     choice = choose_policy(situation)
-    typed = with_tau_of_policy(request.options).explicit
+    typed = with_tau_of_policy(options).explicit
     refuse_useless([choice.policy], typed - FOR_OTHER_POLICIES.get(use, frozenset()), task)
     if use in ("chat", "serve"):
         compares_answers = use == "serve" and task.has_answers
@@ -184,41 +159,38 @@ def ask(
         replace(
             request,
             policies=[(choice.policy, choice.tau)],
-            concurrency=request.options.concurrency or concurrency,
+            concurrency=options.concurrency or concurrency,
             situation=situation,
         )
     )
 
 
 def ask_to_solve(options: Options, output: Path | None, display: Display | None = None) -> Request:
-    """Return the request of `solve`. If the output file has results, the request continues their run.
+    """Return the request of `solve`. If the output file has results, the request resumes their run.
 
-    Raises the same errors as `ask`, `begun_file` and `restored_options`.
+    Raises the same errors as `ask`, `file_to_resume` and `restore`.
     """
-    if output is None:
-        return ask(options, find_task(options.task))
-    earlier = begun_file(output)
-    task = find_task(restored_options(options, earlier).task)
-    return ask(options, task, Begun.of(earlier, output, options, display))
+    resumed = Resumed.of(file_to_resume(output), output, options, display) if output else None
+    (options,) = restore(resumed, options)
+    return ask(options, find_task(options.task), resumed)
 
 
 def ask_to_compare(
     options: Options,
     task: Task,
     reward: RewardSource | None = None,
-    began: Begun | None = None,
+    resumed: Resumed | None = None,
     *,
     advises: bool = False,
     others: Sequence[Any] = (),
 ) -> Request:
     """Return a request for a comparison of policies. Raises the same errors as `ask`."""
-    options = keep_concurrency(options, _run_of(began))
-    request = _without_policies(options, task, began, reward=reward, others=others)
+    request = _without_policies(options, task, resumed, reward=reward, others=others)
     return _checked(
         replace(
             request,
             policies=_policies_to_compare(request, advises=advises),
-            concurrency=request.options.concurrency or 1,
+            concurrency=options.concurrency or 1,
             compares=True,
             advises=advises,
         )
@@ -226,56 +198,53 @@ def ask_to_compare(
 
 
 def ask_to_collect(
-    options: Options, task: Task, reward: RewardSource | None, began: Begun | None = None, *, others: Sequence[Any] = ()
+    options: Options,
+    task: Task,
+    reward: RewardSource | None,
+    resumed: Resumed | None = None,
+    *,
+    others: Sequence[Any] = (),
 ) -> Request:
     """Return a request for the steps of both models and their rewards. Raises the same errors as `ask`."""
-    request = _without_policies(options, task, began, reward=reward, others=others)
-    if request.reward == "rollout":
+    request = _without_policies(options, task, resumed, reward=reward, others=others)
+    if reward == "rollout":
         hint = "omit this option, or use --reward prm"
-        refuse(request.options.explicit, "prm", "is not used with --reward rollout", hint)
+        refuse(options.explicit, "prm", "is not used with --reward rollout", hint)
     oracle = (POLICIES["oracle"], None)
-    return _checked(replace(request, policies=[oracle], concurrency=request.options.concurrency or 8))
+    return _checked(replace(request, policies=[oracle], concurrency=options.concurrency or 8))
 
 
 # --- the parts of a request
 
 
-def _run_of(began: Begun | None) -> Run | None:
-    return began.run if began else None
-
-
 def _without_policies(
     options: Options,
     task: Task,
-    began: Begun | None,
+    resumed: Resumed | None,
     *,
     use: Use = "run",
     reward: RewardSource | None = None,
     others: Sequence[Any] = (),
 ) -> Request:
-    """Return a request whose policies are not chosen yet.
-
-    If it continues a run, the options that were not typed now, and the reward, are those of the run.
-    """
-    run = _run_of(began)
-    restored = restored_options(options, run)
-    reward = begun_reward(reward, options.explicit, run)
+    """Return a request whose policies are not chosen yet."""
+    if not task.runs_code:
+        typed = resumed.typed if resumed else options.explicit
+        refuse(typed, "run_code", f"task {task.name} runs no programs")
     return Request(
-        options=restored,
+        options=options,
         task=task,
-        named=_models_of(restored, task, began, options.explicit, reward),
+        named=_models_of(options, task, resumed, reward),
         policies=(),
         concurrency=1,
         use=use,
         reward=reward,
-        typed=options.explicit,
         others=others,
-        began=began,
+        resumed=resumed,
     )
 
 
 def _policies_to_compare(request: Request, *, advises: bool) -> Sequence[ParsedRoute]:
-    """Return the policies that were typed, those of the run to continue, or the default ones.
+    """Return the policies that were typed, those of the run to resume, or the default ones.
 
     Raises UsageError if an option that was typed has no effect on them.
     """
@@ -291,7 +260,7 @@ def _policies_to_compare(request: Request, *, advises: bool) -> Sequence[ParsedR
 
 
 def _situation(request: Request) -> Situation:
-    """Return what is known about the policy before the models are. A run to continue has its policy.
+    """Return what is known about the policy before the models are. A run to resume has its policy.
 
     A policy such as `logprob@0.5` also names the tau. Raises UsageError if a policy is invalid, or two taus are named.
     """
@@ -318,25 +287,19 @@ def _situation(request: Request) -> Situation:
     )
 
 
-def _models_of(
-    options: Options, task: Task, began: Begun | None, typed: frozenset[str], reward: RewardSource | None
-) -> NamedModels:
-    if not task.runs_code:
-        refuse(typed, "run_code", f"task {task.name} runs no programs")
-    if began is None:
+def _models_of(options: Options, task: Task, resumed: Resumed | None, reward: RewardSource | None) -> NamedModels:
+    if resumed is None:
         return choose_models(options, task)
-    today = replace(options, explicit=typed)
-    needed = _needed_now(options, began.run, typed, reward)
-    return models_of_run(today, began.run, needed, task, began.folder, began.fetch)
+    return models_of_run(options, resumed, _needed_now(options, resumed, reward), task)
 
 
-def _needed_now(options: Options, run: Run, typed: frozenset[str], reward: RewardSource | None) -> set[str]:
+def _needed_now(options: Options, resumed: Resumed, reward: RewardSource | None) -> set[str]:
     """Return the roles of the models, and "router", that the policies need: those that were typed, or all of the run."""
-    policies: Sequence[Policy] = [route.policy for route in run.routes]
-    if "policy" in typed and options.policy:
+    policies: Sequence[Policy] = [route.policy for route in resumed.run.routes]
+    if "policy" in resumed.typed and options.policy:
         policies = [policy for policy, _ in parse_routes(options.policy)]
     router = {"router"} if any(policy.needs_router for policy in policies) else set[str]()
-    return router.union(needed_roles(policies, reward or run.decided.settings.reward))
+    return router.union(needed_roles(policies, reward))
 
 
 def _checked(request: Request) -> Request:
@@ -350,7 +313,7 @@ def _checked(request: Request) -> Request:
     request.models_for(request.asked)
     if named.is_local:
         check_concurrency(request.concurrency)
-    if not request.began:
+    if not request.resumed:
         _check_taus(request.policies, named)
     return replace(request, early_stop=early_stop)
 

@@ -28,16 +28,16 @@ class RunDetails:
 
 
 def run_of(session: Session, folder: RunFolder, selected: Selection | None = None, details: RunDetails | None = None) -> Run:
-    """Return the contents of run.json: those of the run to continue, with what is added now, or those of a new run.
+    """Return the contents of run.json: those of the run to resume, with what is added now, or those of a new run.
 
     Runs of `solve` have no selection of problems. Raises UsageError if the data set or the grader differs, or if another
     process changed the run in the meantime.
     """
-    began = session.plan.began
+    resumed = session.plan.resumed
     details = details or RunDetails()
-    _check_same_run(folder, began)
-    if began:
-        return _continued(session, folder, began, selected, details)
+    _check_same_run(folder, resumed)
+    if resumed:
+        return _extended(session, folder, resumed, selected, details)
     return Run(
         schema=RUN_SCHEMA,
         kind=folder.kind,
@@ -62,40 +62,40 @@ def with_loaded(run: Run, session: Session) -> Run:
     has_files = any(session.decided.models[role].sha256 for role in models)
     flags = str(load_llama().system_info()) if has_files else run.flags
     protections = session.task.protections
-    if began := session.plan.began:
-        protections = [one for one in protections if one in began.protections]
+    if resumed := session.plan.resumed:
+        protections = [one for one in protections if one in resumed.protections]
     return run.changed(loaded={**run.loaded, **models}, flags=flags, protections=list(protections))
 
 
-def _check_same_run(folder: RunFolder, began: Run | None) -> None:
+def _check_same_run(folder: RunFolder, resumed: Run | None) -> None:
     """Raise UsageError if another process has begun or extended the run since it was read, before it was locked."""
-    now = folder.earlier
-    if now and now != began:
+    now = folder.resumed
+    if now and now != resumed:
         raise UsageError(f"{folder.shown}: another process has changed this run", "repeat the command")
 
 
-def _continued(session: Session, folder: RunFolder, began: Run, selected: Selection | None, details: RunDetails) -> Run:
+def _extended(session: Session, folder: RunFolder, resumed: Run, selected: Selection | None, details: RunDetails) -> Run:
     """Return the run with the problems, samples and policies that are added now, and with warnings about the changes."""
     plan = session.plan
-    asked, dataset, levels, samples = plan.asked, began.dataset, began.levels, began.samples
+    asked, dataset, levels, samples = plan.asked, resumed.dataset, resumed.levels, resumed.samples
     if selected:
-        check_data_set(began.dataset, selected.dataset)
-        _check_grader(folder, began, session.task.grader_version())
+        check_data_set(resumed.dataset, selected.dataset)
+        _check_grader(folder, resumed, session.task.grader_version())
         dataset = _data_set(selected.dataset)
-        levels = {**began.levels, **_levels(selected)}
-        samples = max(began.samples, details.samples)
-        asked = _not_shrunk(asked, began, levels, samples)
-    if num_added := len(session.decided.routes) - len(began.routes):
+        levels = {**resumed.levels, **_levels(selected)}
+        samples = max(resumed.samples, details.samples)
+        asked = _not_shrunk(asked, resumed, levels, samples)
+    if num_added := len(session.decided.routes) - len(resumed.routes):
         count = "1 policy" if num_added == 1 else f"{num_added} policies"
-        session.display.tell(f"adds {count} to a run with {len(began.routes)}")
+        session.display.tell(f"adds {count} to a run with {len(resumed.routes)}")
     reward = details.reward
-    if began.reward and reward:
-        reward = began.reward | reward  # what is true of earlier rewards stays true
-    warnings = [*began.warnings, *details.warnings, *_warnings_of_changes(session, began)]
-    return began.changed(
+    if resumed.reward and reward:
+        reward = resumed.reward | reward  # what is true of earlier rewards stays true
+    warnings = [*resumed.warnings, *details.warnings, *_warnings_of_changes(session, resumed)]
+    return resumed.changed(
         asked=asked,
         decided=session.decided,
-        places={**began.places, **plan.places},
+        places={**resumed.places, **plan.places},
         dataset=dataset,
         levels=levels,
         samples=samples,
@@ -105,37 +105,37 @@ def _continued(session: Session, folder: RunFolder, began: Run, selected: Select
     )
 
 
-def _warnings_of_changes(session: Session, began: Run) -> Iterator[str]:
+def _warnings_of_changes(session: Session, resumed: Run) -> Iterator[str]:
     """Yield warnings about what has changed since the run began, so that its times may differ."""
     decided = session.decided
-    if added := decided.routes[len(began.routes) :]:
+    if added := decided.routes[len(resumed.routes) :]:
         names = ", ".join(one.route.label for one in added)
         yield f"measured later than the other policies, so the machine's speed may have changed: {names}"
     for name, now in session.conditions.items():
         if name in MACHINE:
             yield f"the {MACHINE[name]} changed during the run: {decided.machine[name]}, then {now}"
-    if began.tool != __version__:
-        yield f"the results come from two versions of arbitrage: {began.tool} and {__version__}"
+    if resumed.tool != __version__:
+        yield f"the results come from two versions of arbitrage: {resumed.tool} and {__version__}"
 
 
-def _not_shrunk(asked: Asked, began: Run, levels: Mapping[str, Level], samples: int) -> Asked:
+def _not_shrunk(asked: Asked, resumed: Run, levels: Mapping[str, Level], samples: int) -> Asked:
     """Return what was asked. A selection of the run's own problems, or fewer samples, is only for this command."""
     kept: list[str] = []
-    if levels.keys() == began.levels.keys():
+    if levels.keys() == resumed.levels.keys():
         kept += ["limit", "ids"]
-    if samples == began.samples:
+    if samples == resumed.samples:
         kept.append("samples")
-    before = {name: began.asked.options[name] for name in kept if name in began.asked.options}
+    before = {name: resumed.asked.options[name] for name in kept if name in resumed.asked.options}
     now = {name: value for name, value in asked.options.items() if name not in kept}
     return asked.model_copy(update={"options": now | before})
 
 
-def _check_grader(folder: RunFolder, began: Run, version: str) -> None:
-    if began.grader == version:
+def _check_grader(folder: RunFolder, resumed: Run, version: str) -> None:
+    if resumed.grader == version:
         return
     regrade = f"grade the answers again: {shlex.join(['arbitrage', 'report', str(folder.shown), '--regrade'])}"
-    hint = regrade if began.kind == BENCH else "use another --output"
-    raise UsageError(f"{folder.shown}: grader changed from {began.grader} to {version}", hint)
+    hint = regrade if resumed.kind == BENCH else "use another --output"
+    raise UsageError(f"{folder.shown}: grader changed from {resumed.grader} to {version}", hint)
 
 
 def _data_set(dataset: Dataset) -> DataSet:

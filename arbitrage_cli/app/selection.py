@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from arbitrage_cli.app.options import ProblemOptions
+from arbitrage_cli.app.resume import Resumed
 from arbitrage_cli.errors import MAX_SHOWN, UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.datasets import load_dataset
@@ -39,18 +40,18 @@ def select_problems(
     seed: int,
     offline: bool,
     needs_answers: bool = True,
-    of_run: Collection[str] = (),
-    adds: bool = True,
+    resumed: Resumed | None = None,
 ) -> Selection:
     """Return the problems that the options select.
 
-    `of_run` contains the ids of the problems of the run to continue, which come first in a sample. Without them, a data set
-    that has grown would have another sample. If `adds` is false, they are all problems. Raises UsageError if there are no
+    The problems of the run to resume come first in a sample. Otherwise, a data set that has grown would have another sample.
+    If the run has a selection and none is typed now, its problems are selected again. Raises UsageError if there are no
     problems, or if the data set is invalid.
     """
     mapping = parse_mapping(options.mapping) if options.mapping else {}
     dataset = load_dataset(options.dataset, offline=offline, mapping=mapping, needs_answers=needs_answers, forms=FORMS)
-    if not adds:
+    of_run: Collection[str] = resumed.run.levels if resumed else ()
+    if resumed and resumed.keeps_selection:
         items = [item for item in dataset.items if item.problem.id in of_run]
         return Selection(dataset, items, _is_sample(options.limit))
     if options.ids:

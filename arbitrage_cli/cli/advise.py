@@ -107,11 +107,11 @@ def _show_saved(result: "Advice", output: OutputOptions) -> None:
 
 
 def _continues(advice: AdviceOptions) -> bool:
-    """Return whether the folder has a run to continue, which names models. Raises the same errors as `begun_run`."""
-    from arbitrage_cli.runs.folder import begun_run  # imports NumPy
+    """Return whether the folder has a run to continue, which names models. Raises the same errors as `run_to_resume`."""
+    from arbitrage_cli.runs.folder import run_to_resume  # imports NumPy
     from arbitrage_cli.runs.records import ADVISE
 
-    return bool(advice.output_folder and not advice.fresh and begun_run(advice.output_folder, ADVISE))
+    return bool(advice.output_folder and not advice.fresh and run_to_resume(advice.output_folder, ADVISE))
 
 
 def _propose(options: Options, *, as_json: bool) -> bool:

@@ -99,8 +99,8 @@ class Contents:
         return map(Result.of, self.rows)
 
 
-def begun_run(folder: Path, command: Command, results: Path | None = None) -> "Run | None":
-    """Return the run that a command would continue, or None if the folder has no rows. `results` is as in `RunFolder`.
+def run_to_resume(folder: Path, command: Command, results: Path | None = None) -> "Run | None":
+    """Return the run that a command would resume, or None if the folder has no rows. `results` is as in `RunFolder`.
 
     Raises the same errors as `RunFolder`, and UsageError if the run is one of another command.
     """
@@ -115,9 +115,9 @@ def begun_run(folder: Path, command: Command, results: Path | None = None) -> "R
     return run
 
 
-def begun_file(path: Path) -> "Run | None":
+def file_to_resume(path: Path) -> "Run | None":
     """Return the run that wrote a file of results, or None if the file names no run. Raises the same errors as `RunFolder`."""
-    return begun_run(folder_beside(path), SOLVE, path) if path.is_file() else None
+    return run_to_resume(folder_beside(path), SOLVE, path) if path.is_file() else None
 
 
 def folder_beside(path: Path) -> Path:
@@ -233,8 +233,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._lock.release()
 
     @property
-    def earlier(self) -> "Run | None":
-        """The run to continue, or None if it has no rows yet."""
+    def resumed(self) -> "Run | None":
+        """The run to resume, or None if it has no rows yet."""
         return self.run if self.statuses else None
 
     @property

@@ -16,9 +16,8 @@ from pairs_file import add_pair
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
-from arbitrage_cli.app.gather import router_of_request
+from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
-from arbitrage_cli.app.request import ask_to_compare
 from arbitrage_cli.app.run_names import advice_folder
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.errors import UsageError
@@ -119,8 +118,7 @@ def test_other_settings_begin_another_run(attempts: Attempts) -> None:
 
 
 def folder_of(options: Options, task: Task = MATH) -> Path:
-    request = ask_to_compare(options, task, advises=True)
-    return advice_folder(request, router_of_request(request), load_dataset("builtin", offline=True))
+    return advice_folder(options, choose_models(options, task), task, load_dataset("builtin", offline=True))
 
 
 def test_a_run_of_models_on_servers_is_named_without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:

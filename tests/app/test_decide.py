@@ -14,7 +14,8 @@ from scripted_models import Continuation, ScriptedBackend
 from small_routers import write_router
 
 from arbitrage_cli.app.decide import available_router, decide, extend
-from arbitrage_cli.app.gather import gather, router_of_request
+from arbitrage_cli.app.gather import gather
+from arbitrage_cli.app.naming import router_now
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request, Use, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.start import open_session
@@ -71,7 +72,7 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     add_pair(pairs, replace(pair, draft=draft, target=target, check=ModelEntry("scripted:target", price="1/2")))
     request = ask(options("pair", models=Options(pair="mine"), tau="careful"), MATH)
     made = decided(request)
-    router = available_router(request, router_of_request(request), made.unit_costs, made.price)
+    router = available_router(request, router_now(request.named, MATH), made.unit_costs, made.price)
     assert (costs := router.costs) is not None
     assert (costs.target.decode, costs.write(), costs.target_reread) == (2.4, 2.4, 0.06)
     assert (costs.draft.decode, costs.draft_reread) == (0.1, 0.01)

@@ -19,11 +19,12 @@ from arbitrage_cli.app import resume
 from arbitrage_cli.app.decide import RequestFacts, decide
 from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Begun, Request, ask, ask_to_compare
+from arbitrage_cli.app.request import Request, ask, ask_to_compare
+from arbitrage_cli.app.resume import Resumed, restore
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import read_pairs
-from arbitrage_cli.runs.folder import begun_file, begun_run
+from arbitrage_cli.runs.folder import file_to_resume, run_to_resume
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.run import Run, Setup
 
@@ -79,11 +80,12 @@ class Command:
 
     @property
     def run(self) -> Run | None:
-        return begun_run(self.path, BENCH) if self.compares else begun_file(self.path)
+        return run_to_resume(self.path, BENCH) if self.compares else file_to_resume(self.path)
 
     def request(self, typed: Options) -> Request:
-        began = Begun(run, self.path) if (run := self.run) else None
-        return ask_to_compare(typed, MATH, None, began) if self.compares else ask(typed, MATH, began)
+        resumed = Resumed(run, self.path, typed.explicit) if (run := self.run) else None
+        (options,) = restore(resumed, typed)
+        return ask_to_compare(options, MATH, None, resumed) if self.compares else ask(options, MATH, resumed)
 
     def __call__(self, typed: Options) -> list[dict[str, Any]]:
         """Run the command, and return the rows that are stored afterwards."""
@@ -208,12 +210,19 @@ OF_BENCH = ("limit", "samples")
 
 
 def planned(folder: Path, **values: Any) -> Any:
-    """What a benchmark would do: its problems, samples and plan."""
+    """What a benchmark would do: its problems with their title, samples and plan."""
     own = {name: values.pop(name) for name in OF_BENCH if name in values}
     asked, _ = asked_to_bench(folder, typed(draft="builtin:draft", policy="draft", **values), **own)
     plan = plans.plan_without_models(replace(asked.request, advises=True))
     problems = [item.problem.id for item in asked.selected.items]
-    return problems, asked.samples, plan.concurrency, plan.task.name, plan.solve_command.line("draft", None)
+    return (
+        problems,
+        asked.selected.title,
+        asked.samples,
+        plan.concurrency,
+        plan.task.name,
+        plan.solve_command.line("draft", None),
+    )
 
 
 @pytest.mark.parametrize("option", RESTORED)
@@ -227,6 +236,12 @@ def test_each_option_of_a_run_is_restored(quick_path: Path, monkeypatch: pytest.
     begun = planned(quick_path, **given)
     assert planned(quick_path) == begun
 
-    kept = resume._kept
-    monkeypatch.setattr(resume, "_kept", lambda group: [name for name in kept(group) if name != option])
+    monkeypatch.setattr(resume, "NOT_ASKED", (*resume.NOT_ASKED, option))
     assert planned(quick_path) != begun
+
+
+def test_rewards_are_those_of_the_run(quick_path: Path) -> None:
+    write_problems(quick_path / "problems.jsonl", QUESTIONS[:1])
+    bench(quick_path, typed(policy="oracle", max_tokens=8), reward="rollout")
+    assert asked_to_bench(quick_path, Options())[0].request.reward == "rollout"
+    assert refused(asked_to_bench, quick_path, Options(), reward="prm").option == "reward"

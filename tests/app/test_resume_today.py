@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +74,32 @@ def test_the_file_that_was_checked_is_opened(here: Path, tiny: Mapping[str, Path
     assert refused(solve, here, typed(draft=str(first), **options)).option == "draft"
 
 
-def test_a_model_beside_one_that_was_typed_is_found_by_its_name(here: Path, tiny: Mapping[str, Path]) -> None:
-    for folder in ("old", "new"):
-        (here / folder).mkdir()
+def test_a_model_that_moved_is_found_where_an_option_a_setting_or_the_pair_names_it(
+    here: Path, tiny: Mapping[str, Path]
+) -> None:
+    """And nowhere else, such as beside another model that moved with it."""
+    (here / "old").mkdir()
+    (here / "new").mkdir()
     models = {role: Path(shutil.copy(tiny[role], here / "old" / f"{role}.gguf")) for role in ("draft", "target")}
     options = {"policy": "draft,target", "max_tokens": 8, "ctx": 256}
     bench(here, typed(**{role: str(path) for role, path in models.items()}, **options))
-    stop_after(3, here / "run" / "results.jsonl")
-    for path in models.values():
-        path.rename(here / "new" / path.name)
-    bench(here, typed(draft=str(here / "new" / "draft.gguf"), **options))
-    assert len(rows_of(here / "run")) == 8
+    results = here / "run" / "results.jsonl"
+    stop_after(3, results)
+    moved = {role: str(path.rename(here / "new" / path.name)) for role, path in models.items()}
+    assert refused(bench, here, typed(draft=moved["draft"], **options)).option == "target"
+    bench(here, typed(draft=moved["draft"], policy="draft"))
+    assert [row["policy"] for row in rows_of(here / "run")].count("draft") == 4  # its target is missing, and not needed
+
+    name_pair(target=replace(read_pairs()["builtin"].target, source=moved["target"]))
+    for chosen in (
+        typed(**moved),
+        replace(typed(draft=moved["draft"]), target=moved["target"]),
+        typed(pair="mine", draft=moved["draft"]),
+    ):
+        stop_after(3, results)
+        bench(here, chosen)
+        assert len(rows_of(here / "run")) == 8
+        assert moved.items() <= run_json(here / "run")["places"].items()
 
 
 def test_the_router_of_a_model_that_is_fetched_now_scores_the_steps(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,29 +212,12 @@ def test_a_folder_of_somebody_else_names_no_server(here: Path, monkeypatch: pyte
         assert sum(server.counts.values()) == asked
 
 
-def test_another_address_of_the_same_server_continues(here: Path) -> None:
-    with on_loopback(HashServer()) as address:
-        options = {"draft": "builtin:draft", "policy": "target", "max_tokens": 8}
-        solve(here, typed(target=address, **options))
-        for other in (f"{address}/", address.replace("127.0.0.1", "localhost")):
-            stop_after(2, here / "out.jsonl")
-            solve(here, typed(target=other, **options))
-            assert len(rows_of(here, "out.jsonl")) == 4
-
-
 def test_an_impossible_option_in_run_json_is_damage(here: Path) -> None:
     bench(here, typed(**DRAFT))
     content = run_json(here / "run")
     content["asked"]["options"]["max_tokens"] = True
     (here / "run" / "run.json").write_text(json.dumps(content))
     assert isinstance(refused(bench, here, Options()), DamagedRunError)
-
-
-def test_samples_and_a_limit_that_are_not_typed_are_those_of_the_run(here: Path) -> None:
-    bench(here, typed(**DRAFT, temperature=0.5), limit="2", samples=2)
-    stop_after(1, here / "run" / "results.jsonl")
-    bench(here, typed(**DRAFT))
-    assert len({(row["id"], row["sample"]) for row in rows_of(here / "run")}) == 4
 
 
 MORE = (
@@ -307,24 +304,6 @@ def test_a_checker_does_not_join_a_policy_that_began_without(here: Path, call: A
     call(here, typed(pair="mine"))
     discarded = [step for row in rows_of(results.parent, results.name) for step in row["check"]["discarded"]]
     assert {step["model"] for step in discarded} == {"draft"}
-
-
-@pytest.mark.parametrize("call", [bench, collect])
-def test_rewards_in_the_settings_of_today_are_those_of_another_run(here: Path, call: Any) -> None:
-    more: dict[str, Any] = {"reward": "rollout"} if call is bench else {}
-    policy = {"policy": "oracle"} if call is bench else {}
-    call(here, typed(**policy, max_tokens=8), **more)
-    stop_after(1, here / "run" / "results.jsonl")
-    problems = ProblemOptions(dataset=str(here / "problems.jsonl"))
-    kinds: Any = {bench: (ask_to_compare, BenchOptions, BENCH), collect: (ask_to_collect, CollectOptions, COLLECT)}
-    ask_now, group, name = kinds[call]
-    for explicit in (frozenset[str](), frozenset({"reward"})):
-        given: Any = group(reward="prm", output_folder=here / "run")
-        asked = partial(ask_for_run, ask_now, Options(explicit=explicit), problems, given, name)
-        if explicit:
-            assert refused(asked).option == "reward"
-        else:
-            assert asked().request.reward == "rollout"
 
 
 def test_a_router_that_no_policy_of_today_needs_may_be_gone(here: Path) -> None:

@@ -29,7 +29,7 @@ from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache, tune
 from arbitrage_cli.errors import PairNotSavedError
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, find_files, read_pairs, router_file
-from arbitrage_cli.runs.folder import begun_run
+from arbitrage_cli.runs.folder import run_to_resume
 from arbitrage_cli.runs.records import ADVISE
 from arbitrage_cli.runs.run import Setup
 
@@ -104,7 +104,7 @@ def test_the_saved_pair_solves_as_was_measured(
     assert made.saved == read_pairs(pairs_file(home))["mine"]
     assert (made.saved.policy, made.saved.tau) == (made.policy, made.tau)
     assert [word for word in shlex.split(made.command) if word.startswith("--")] == ["--pair", *beside]
-    measured = begun_run(Path("run"), ADVISE)
+    measured = run_to_resume(Path("run"), ADVISE)
     assert measured
     route = next(one for one in measured.routes if one.name == made.verdict.route.name)
     record = solved(home, made.command)

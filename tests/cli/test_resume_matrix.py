@@ -35,7 +35,7 @@ BEGUN: Mapping[str, Any] = {"seed": 7, "limit": 3, "samples": 2, "temperature": 
 NOW: Mapping[str, Any] = {"seed": 8, "limit": 5, "samples": 3, "temperature": 0.9, "concurrency": 3, "reward": "prm"}
 HAVE: Mapping[str, Sequence[str]] = {  # the options of each command
     "solve": ("seed", "temperature", "concurrency", "check", "target"),
-    "bench": OPTIONS,
+    "bench": (*OPTIONS, "reward"),
     "collect": ("seed", "limit", "temperature", "concurrency", "target", "reward"),
     "advise": ("seed", "temperature", "check", "target"),
 }
@@ -141,7 +141,7 @@ def words(cell: Cell, world: World, output: Path, values: Mapping[str, Any]) -> 
     if cell.command == "collect" and cell.option != "reward":
         found += ["--reward", "rollout"]
     elif cell.command in ("solve", "bench"):
-        policy = {"check": "agree", "target": "target"}.get(cell.option, "draft")
+        policy = {"check": "agree", "target": "target", "reward": "oracle"}.get(cell.option, "draft")
         found += ["--policy", policy]
     if "pair" in values:
         found += ["--pair", "mine"]
