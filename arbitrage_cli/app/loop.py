@@ -129,7 +129,7 @@ class Loop:
     def _keep(self, attempt: Attempt, row: Any) -> None:
         with noted_signals():  # a row is both stored and counted, or neither
             if self.store:
-                self.store.append(row)
+                row = self.store.append(row)
             self.kept(row)
             if self.counts:
                 self.counts.add(attempt.route, row)

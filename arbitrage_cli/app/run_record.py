@@ -1,5 +1,6 @@
 """Makes run.json when a run begins, and extends it when the run is resumed."""
 
+import secrets
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -40,6 +41,7 @@ def run_of(session: Session, folder: RunFolder, selected: Selection | None = Non
         return _extended(session, folder, resumed, selected, details)
     return Run(
         schema=RUN_SCHEMA,
+        id=secrets.token_hex(8),
         kind=folder.kind,
         tool=__version__,
         created=formatting.timestamp(),

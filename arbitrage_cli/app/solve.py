@@ -199,7 +199,7 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _add_unusable(self, row: SolutionLine) -> None:
         with noted_signals():  # a result on the disk must be counted
             if self._folder:
-                self._folder.append(row)
+                row = self._folder.append(row)
             self._count(row)
         self._write(self._in_order.ready())
 

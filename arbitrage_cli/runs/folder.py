@@ -2,7 +2,8 @@
 
 Once `append` returns, the row survives a killed process and a power failure. Damaged rows are skipped with a warning. When a
 folder is opened for writing, they are moved to another file, so that their attempts are repeated. An unfinished last line is
-skipped without a warning by readers, because another process may still be writing it. For `solve -o FILE`, the rows are in
+skipped without a warning by readers, because another process may still be writing it. Each row has the identity of its run, so
+rows of another run, whose file was copied or whose run.json was replaced, are refused. For `solve -o FILE`, the rows are in
 FILE, and the other files are in FILE.run.
 
     run.json                   replaced atomically; written before the first row
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.numbers.formatting import count
@@ -59,6 +60,8 @@ _START_AGAIN = (
     "restore it from a backup, or rerun the command that created the run with --fresh, which renames the old files"
 )
 
+R = TypeVar("R", bound="Row")
+
 log = logging.getLogger("arbitrage.runs")
 
 
@@ -82,7 +85,7 @@ class Contents:
 
     @property
     def rows(self) -> Iterator[Any]:
-        """The valid rows. Raises DamagedRunError if a line is too long."""
+        """The valid rows. Raises DamagedRunError if a line is too long, or belongs to another run."""
         bad = list[BadRow]()
         with os_errors(UsageError, f"{self.path}: cannot be read", "restore it from a backup"):
             for row in _validated(self.path, self.run):
@@ -105,7 +108,7 @@ def run_to_resume(folder: Path, command: Command, results: Path | None = None) -
     Raises the same errors as `RunFolder`, and UsageError if the run is one of another command.
     """
     rows = results or folder / RESULTS
-    with os_errors(UsageError, f"{rows.parent}: cannot be used for a run", _ELSEWHERE):
+    with os_errors(UsageError, f"{results or folder}: cannot be used for a run", _ELSEWHERE):
         _refuse_links(folder, rows, folder / RUN)
         if not (rows.is_file() and rows.stat().st_size and (folder / RUN).exists()):
             return None
@@ -202,7 +205,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._again = "the same command without --fresh" if fresh else "the same command"
         self.run: Run | None = None
         self.statuses: dict[AttemptKey, str] = {}
-        with os_errors(UsageError, f"{self._results.parent}: cannot be used for a run", _ELSEWHERE):
+        with os_errors(UsageError, f"{self.shown}: cannot be used for a run", _ELSEWHERE):
             _refuse_links(folder, self._results, folder / RUN, folder / STARTED)
             self._is_new = not (folder.exists() or self._results.exists())
             make_folder(folder)
@@ -261,8 +264,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         (self.path / NEW_RUN).replace(self.path / RUN)
         self._open_results()
 
-    def append(self, row: "Row") -> None:
-        """Add a row and sync it to disk. Raises OutputError, without adding the row, if this or an earlier write fails."""
+    def append(self, row: R) -> R:
+        """Add a row with the identity of the run, sync it to disk, and return it.
+
+        Raises OutputError, without adding the row, if this or an earlier write fails.
+        """
+        row = self._of_this_run(row)
         if self._descriptor is None:
             raise OutputError(f"{self._results}: an earlier row could not be written", f"rerun {self._again} to resume")
         start = os.fstat(self._descriptor).st_size
@@ -277,11 +284,15 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._close_results()
             raise
         self.statuses[row.key] = row.status
+        return row
 
     def rewrite(self, rows: "Iterable[Row]") -> None:
         with self._writing(self._results):
-            write_atomically(self._results, b"".join(encode(row.to_dict()) for row in rows))
+            write_atomically(self._results, b"".join(encode(self._of_this_run(row).to_dict()) for row in rows))
             self._open_results()
+
+    def _of_this_run(self, row: R) -> R:
+        return row.model_copy(update={"run": self.run.id}) if self.run else row
 
     def _open(self) -> None:
         has_rows = self._results.exists() and self._results.stat().st_size
@@ -334,7 +345,10 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _validated(path: Path, run: "Run") -> "Iterator[Row | BadRow]":
-    """Yield the rows. Rows of problems or policies that are not part of the run are invalid."""
+    """Yield the rows. Rows of problems or policies that are not part of the run are invalid.
+
+    Raises DamagedRunError if a row belongs to another run.
+    """
     from arbitrage_cli.runs.rows import read_row  # slow to import
 
     done: set[AttemptKey] = set()
@@ -345,11 +359,13 @@ def _validated(path: Path, run: "Run") -> "Iterator[Row | BadRow]":
             return
         try:
             row = read_row(line, run.kind)
+            if row.run != run.id:
+                raise _of_another_run(path, number, run)
             if row.key in done:
                 raise ValueError("repeats an earlier row")
             is_input = run.kind == SOLVE  # whose problems run.json does not have; an invalid line has no policy
             if not (is_input or row.id in run.levels) or not (row.policy is None or (row.policy, row.tau) in policies):
-                raise ValueError("belongs to another run")
+                raise ValueError("its problem or policy is not in run.json")
         except ValueError as error:
             yield BadRow(number, line, str(error))
             continue
@@ -381,11 +397,18 @@ def _read_run(folder: Path, kind: str | None) -> "Run":
         if results.exists() and not results.stat().st_size:
             raise UsageError(f"{folder}: the run has not started", "wait until it starts, or repeat its command") from error
         raise DamagedRunError(f"{path} is missing, but {RESULTS} contains rows", hint) from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})", _RESTORE) from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path}: {error}", hint) from error
     if kind and run.kind != kind:
         raise _of_another_command(folder, kind, run)
     return run
+
+
+def _of_another_run(path: Path, number: int, run: "Run") -> DamagedRunError:
+    hint = _RESTORE if run.kind == SOLVE else _START_AGAIN
+    return DamagedRunError(f"{path}: line {number} belongs to another run than {RUN}", hint)
 
 
 def _of_another_command(folder: Path, expected: str, run: "Run") -> UsageError:

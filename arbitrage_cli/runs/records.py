@@ -28,9 +28,9 @@ from arbitrage_cli.types import (
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.routing.route import Route
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[4] = 4
 """The schema of rows."""
-RUN_SCHEMA: Literal[3] = 3
+RUN_SCHEMA: Literal[4] = 4
 """The schema of run.json. Folders with another schema are rejected."""
 Kind = Literal["bench", "collect", "solve"]
 BENCH: Final = "bench"

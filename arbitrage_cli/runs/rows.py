@@ -210,12 +210,13 @@ class Timing(Record):
 
 
 class Row(Record):
-    """The fields of every row. `policy` is None only for an invalid line in the input of `solve`.
+    """The fields of every row. `run` is the identity of the run, without which a row belongs to no run folder.
 
-    `conditions` names what was not as the run decided, and changes no answer: the machine, threads, problems at once.
+    `policy` is None only for an invalid line in the input of `solve`. `conditions` names what was not as the run decided, and changes no answer: the machine, threads, problems at once.
     """
 
     id: str
+    run: str | None = None
     policy: PolicyName | None
     tau: Tau
     status: Status
@@ -323,7 +324,7 @@ class AttemptRow(Solved):
     If the target's answer has no grade, `same_as_target` says whether the answer equals the target's.
     """
 
-    version: Literal[1] = Field(alias="schema")
+    version: Literal[4] = Field(alias="schema")
     sample: Count
     level: Level
     gold: Json
@@ -375,7 +376,7 @@ class AttemptRow(Solved):
 class CollectedRow(Row):
     """A row that `collect` writes."""
 
-    version: Literal[1] = Field(alias="schema")
+    version: Literal[4] = Field(alias="schema")
     policy: PolicyName
     sample: Count
     level: Level

@@ -227,7 +227,9 @@ class LoadedModel(Record):
 
 
 class Run(Record):
-    """The contents of run.json. `levels` has an entry for each problem of the run, and is empty for runs of `solve`.
+    """The contents of run.json. `id` is the identity of the run, which is also in each of its rows.
+
+    `levels` has an entry for each problem of the run, and is empty for runs of `solve`.
 
     `places` contains the paths of the models and the router, where they are found again by their checksums. Nothing is sent
     to an address that only run.json names. `reward` describes the rewards of collected states. A run that `skips_attempts` has
@@ -235,7 +237,8 @@ class Run(Record):
     `flags`, those of llama.cpp, are known once a model is loaded.
     """
 
-    version: Literal[3] = Field(alias="schema")
+    version: Literal[4] = Field(alias="schema")
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     kind: Kind
     tool: str
     created: str

@@ -1,8 +1,9 @@
 """Files of each kind that are cut or filled with zeros: an error or a note names the file, and no result is made of it."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,46 @@ def test_rows_of_zeros_are_named(here: Path, kind: str) -> None:
     result = run_here(here, "report", "made", "--json", "-q")
     assert (result.code, "results.jsonl" in result.err) == (0, True)
     assert json.loads(result.out)["policies"]
+
+
+ROWS = ("--dataset", "two.jsonl", *MODELS, "--max-tokens", "16", "-q")
+OF_A_RUN: Mapping[str, tuple[str, ...]] = {
+    "bench": ("bench", *ROWS, "--policy", "draft", "--limit", "2", "-o", "RUN"),
+    "collect": ("collect", *ROWS, "--reward", "rollout", "--limit", "2", "-o", "RUN"),
+    "advise": ("advise", *ROWS, "-o", "RUN"),
+    "solve": ("solve", *MODELS, "--policy", "draft", "-i", "two.jsonl", "--limit", "2", "-q", "-o", "RUN.jsonl"),
+}
+READERS: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "bench": (("report", "mine"), ("compare", "made", "mine"), ("report", "mine", "--regrade")),
+    "collect": (("train", "mine", "-o", "new.safetensors"),),
+}
+
+
+@pytest.mark.parametrize("replaced", ["rows", "run.json"])
+@pytest.mark.parametrize("command", OF_A_RUN)
+def test_rows_of_another_run_are_refused(here: Path, command: str, replaced: str) -> None:
+    """Somebody copied one of the two files of a run of the same problems at another temperature."""
+    runs = {"mine": (), "other": ("--temperature", "0.9")}
+    for name, options in runs.items():
+        words = [word.replace("RUN", name) for word in OF_A_RUN[command]]
+        assert run_here(here, *words, *options).code == 0
+    rows, description = ("{}.jsonl", "{}.jsonl.run/run.json") if command == "solve" else ("{}/results.jsonl", "{}/run.json")
+    file = rows if replaced == "rows" else description
+    shutil.copy(here / file.format("other"), here / file.format("mine"))
+    left = [(here / one.format("mine")).read_bytes() for one in (rows, description)]
+    changed = runs["other"] if replaced == "run.json" else ()
+    again = [*(word.replace("RUN", "mine") for word in OF_A_RUN[command]), *changed]
+    for repeated in (again, *READERS.get(command, ())):
+        result = run_here(here, *repeated)
+        assert (result.code, rows.format("mine") in result.err) == (5, True), result.err
+        assert [(here / one.format("mine")).read_bytes() for one in (rows, description)] == left
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.jsonl.run/run.json", "mine.jsonl.run/started.jsonl"])
+def test_a_pipe_in_place_of_a_file_of_a_run_is_named(here: Path, name: str) -> None:
+    words = [word.replace("RUN", "mine") for word in OF_A_RUN["solve"]]
+    assert run_here(here, *words).code == 0
+    (here / name).unlink(missing_ok=True)
+    os.mkfifo(here / name)
+    result = run_here(here, *words)
+    assert (result.code, result.err.startswith("arbitrage: mine.jsonl")) == (2, True), result.err

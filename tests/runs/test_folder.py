@@ -15,13 +15,12 @@ from typing import Any
 
 import made_up_runs
 import pytest
-from commands import collect, solve, typed
-from faults import rows_of, set_aside, write_problems
+from faults import set_aside
 from made_up_runs import as_run, parsed
 
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
-from arbitrage_cli.runs.records import COLLECT, SOLVE
+from arbitrage_cli.runs.records import SOLVE
 from arbitrage_cli.runs.rows import AttemptRow
 
 RUN = json.loads(json.dumps(made_up_runs.describe({"é\u2028": 1, **{f"p{number}": 1 for number in range(20)}})))
@@ -171,8 +170,8 @@ def altered(**changes: Any) -> bytes:
         (altered(policy="best"), "policy: "), (altered(colour="blue"), "colour: "),
         (altered(steps=[make_row(7)["steps"][0] | {"cost": {"prefill_tokens": -1}}]), "steps.0.cost: "),
         (altered(wall_seconds="1"), "wall_seconds: "), (altered(timing={"draft": {"verify_batches": None}}), "timing.draft."),
-        (encode(make_row(0))[:-1], "repeats an earlier row"), (altered(id="another"), "belongs to another run"),
-        (altered(policy="rsd", tau=0.7), "belongs to another run"),
+        (encode(make_row(0))[:-1], "repeats an earlier row"), (altered(id="another"), "not in run.json"),
+        (altered(policy="rsd", tau=0.7), "not in run.json"),
     ],
     ids=str,
 )  # fmt: skip
@@ -267,25 +266,6 @@ def test_a_run_has_what_its_policies_use(quick_path: Path, changes: dict[str, An
     (quick_path / "run" / "run.json").write_text(json.dumps(changed))
     with pytest.raises(DamagedRunError, match="missing"):
         read_run_folder(quick_path / "run")
-
-
-def test_rows_of_another_run_of_any_kind_are_moved_aside(quick_path: Path) -> None:
-    """Somebody copied a file of results, or rows, over those of another run."""
-    write_problems(quick_path / "problems.jsonl", ("31 + 12", "5 * 7", "14 - 9 + 3"))
-    options = {"draft": "scripted:draft", "target": "scripted:target", "max_tokens": 64}
-    for name in ("draft", "target"):
-        solve(quick_path, typed(policy=name, **options), output=f"{name}.jsonl")
-    mine = quick_path / "draft.jsonl"
-    mine.write_bytes((quick_path / "target.jsonl").read_bytes())
-    solve(quick_path, typed(policy="draft", **options), output=mine.name)
-    assert [row["policy"] for row in rows_of(quick_path, mine.name)] == ["draft"] * 3
-    assert len(rows_of(quick_path, "draft.jsonl.torn-1")) == 3
-
-    collect(quick_path, typed(**options))
-    row = rows_of(quick_path / "run")[0]
-    with (quick_path / "run" / "results.jsonl").open("a") as file:
-        file.write(json.dumps(row | {"id": "another"}) + "\n")
-    assert {one.id for one in read_run_folder(quick_path / "run", COLLECT).rows} == {"p0", "p1", "p2"}
 
 
 def test_the_lock_is_released_with_its_process(quick_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TIMES = frozenset(("seconds", "wall_seconds", "timing", "cost", "speculation_cost", "target_alone_seconds_estimate"))
+TIMES = frozenset(("run", "seconds", "wall_seconds", "timing", "cost", "speculation_cost", "target_alone_seconds_estimate"))
 """Fields of a row that differ from run to run."""
 
 

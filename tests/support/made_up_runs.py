@@ -37,6 +37,8 @@ MODELS: Sequence[tuple[str, str, float, float]] = (
     ("target", "made-up 3B", TARGET_TOKEN, TARGET_READ),
 )
 
+IDENTITY = "0123456789abcdef"
+
 INSIGHT = {"logprob": 0.7, "random": 0.0}
 """How far a policy's number depends on whether the draft is right; 1 for the others."""
 
@@ -89,7 +91,8 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
     card = load(router_file("builtin:builtin")).card.to_json()
     prm: dict[str, Any] = {"prm": {"name": "made-up PRM.gguf"}} if any(one.reward for one in policies) else {}
     return {
-        "schema": 3,
+        "schema": 4,
+        "id": IDENTITY,
         "kind": "bench",
         "tool": "0.0.0",
         "created": "2026-11-25T10:00:00Z",
@@ -170,7 +173,8 @@ def make_row(index: int, sample: int, column: Column, *, levels: int = 5, drift:
     )
     rest = clock.random() * 0.02 if drift else 0.0
     return {
-        "schema": 1,
+        "schema": 4,
+        "run": IDENTITY,
         "id": f"made-up-{index:04}",
         "sample": sample,
         "policy": policy,
