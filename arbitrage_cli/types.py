@@ -6,7 +6,9 @@ All records are frozen except `Trace`, to which flows append decisions.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Any, Literal, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
+
+from annotated_types import Ge, Interval
 
 from arbitrage_cli.errors import ArbitrageError
 
@@ -18,6 +20,12 @@ def frozen(kind: type[T]) -> type[T]:
     """Make a class a dataclass whose fields cannot be set again."""
     return dataclass(frozen=True, slots=True)(kind)
 
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Temperature = Annotated[float, Interval(ge=0, le=10)]
+"""Numbers in a range, which is checked where options and files are read."""
 
 Json = dict[str, Any]
 """A JSON object."""
@@ -52,6 +60,8 @@ TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
 
 ROUTED_STEPS, ROUTED_THINKING_STEPS = 100, 1000
 """The default step limits of routed solutions, without and with thinking."""
+MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
+MAX_CONCURRENCY = 1024  # if all models are on servers
 THINK_TOKENS = 16384
 """The default token limit for solutions with thinking."""
 
@@ -90,10 +100,10 @@ class Limits:
     thinking on or off.
     """
 
-    max_steps: int | None = None
-    max_tokens: int = 4096
-    max_step_tokens: int = 512
-    think_tokens: int | None = 0
+    max_steps: Positive | None = None
+    max_tokens: Positive = 4096
+    max_step_tokens: Positive = 512
+    think_tokens: Count | None = 0
     is_thinking_chosen: bool = False
 
     @property

@@ -115,7 +115,7 @@ def advise(
         drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
         run = BenchRun(session, replace(selected, items=drawn), folder, name=ADVISE, ends=ends)
         prices = session.decided.prices
-        bounds = bounds_of_run(run.run, prices)
+        bounds = bounds_of_run(run.run, run.card, prices)
         advisor = _Advisor(run, ends, bounds)
         with offering_to_resume(session, folder if is_repeatable else None):
             if advisor.is_done:
@@ -182,7 +182,7 @@ class _Advisor:
 
     def judge(self) -> tuple[RunFigures, Verdict]:
         """Judge the attempts so far. Return the figures and the verdict."""
-        found = figures(self._run.run, self._run.results)
+        found = figures(self._run.run, self._run.results, self._run.card)
         if found.verdict is None:
             raise DefectError("advise has no policy to compare")
         self._decided = found.verdict

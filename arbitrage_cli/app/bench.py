@@ -28,6 +28,7 @@ from arbitrage_cli.problems.tasks import Grader, Task, is_correct
 from arbitrage_cli.rewards import Continuations, with_rollouts
 from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.router import RouterCard
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import ADVISE, BENCH, Command, attempt_error
 from arbitrage_cli.runs.results import Result, SampleKey
@@ -55,18 +56,26 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
-def _warnings_of_router(session: Session, items: Sequence[Item]) -> list[str]:
-    """Return a warning if the router of the run was trained on some of the problems."""
+def _card_of(session: Session) -> RouterCard | None:
+    """Return the card of the run's router, if the run has one."""
     router = session.router.router if session.decided.router else None
-    num_known = sum(router.card.known(item.problem.question for item in items)) if router else 0
-    if router is None or not num_known:
+    return router.card if router else None
+
+
+def _warnings_of_router(card: RouterCard | None, items: Sequence[Item]) -> list[str]:
+    """Return a warning if the router of the run was trained on some of the problems."""
+    num_known = sum(card.known(item.problem.question for item in items)) if card else 0
+    if card is None or not num_known:
         return []
     which = f"{num_known} of these {len(items)} problems"
-    return [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
+    return [f"router {card.name} was trained on {which}, so its results are too optimistic"]
 
 
 class BenchRun(StoredRun):
-    """A benchmark: its attempts, those that are missing, and a result for each row in the folder. `name` is the command's."""
+    """A benchmark: its attempts, those that are missing, and a result for each row in the folder.
+
+    `name` is the command's, and `card` that of the router, if the run has one.
+    """
 
     def __init__(
         self,
@@ -78,7 +87,7 @@ class BenchRun(StoredRun):
         name: Command = BENCH,
         ends: float = math.inf,
     ) -> None:
-        self.results = list[Result]()
+        self.results, self.card = list[Result](), _card_of(session)
         self._ungraded: dict[SampleKey, str] = {}
         self._before_target = set[SampleKey]()  # attempts with an answer that was stored before the target's
         attempts = plan_attempts(selected.items, session.routes, samples, session.concurrency)
@@ -88,7 +97,7 @@ class BenchRun(StoredRun):
         details = RunDetails(
             samples=samples,
             skips_attempts=name == ADVISE,
-            warnings=_warnings_of_router(session, selected.items),
+            warnings=_warnings_of_router(self.card, selected.items),
         )
         super().__init__(session, selected, folder, attempts, name, ends, details)
 
@@ -211,8 +220,9 @@ def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]
         answers = ungraded_answers(row for _, row in graded)
         pairs = [(before, _compared(row, task, grader, answers.get((row.id, row.sample)))) for before, row in graded]
     folder.rewrite(row for _, row in pairs)
-    if folder.run:
-        folder.save_run(folder.run.changed(grader=task.grader_version()))
+    if run := folder.run:
+        protections = [one for one in run.protections if one in task.protections]  # those of all grading
+        folder.save_run(run.changed(grader=task.grader_version(), protections=protections))
     return [(before, now) for before, now in pairs if before.grade != now.grade]
 
 

@@ -360,7 +360,7 @@ def _decided_router(named: NamedRouter | None, policies: Iterable[Policy]) -> Ro
     if named is None or not any(policy.needs_router for policy in policies):
         return None
     router = named.router
-    return RouterSetup(name=router.card.name, sha256=router.sha256, card=router.card.to_json())
+    return RouterSetup(name=router.card.name, sha256=router.sha256)
 
 
 def _warnings(

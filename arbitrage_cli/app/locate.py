@@ -36,6 +36,7 @@ from arbitrage_cli.model_files.pairs import (
     no_such_file,
 )
 from arbitrage_cli.problems.tasks import Task
+from arbitrage_cli.routing.router import RouterCard
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, Run
 from arbitrage_cli.types import ROLES, ModelRole
 
@@ -229,6 +230,13 @@ def _router_of_run(options: Options, run: Run, pair: PairEntry | None, task: Tas
         name = with_checksum(decided.name, decided.sha256)
         raise UsageError(f"{name}: not found; this run began with it", hint, option="router")
     return found
+
+
+def card_of_run(run: Run) -> RouterCard | None:
+    """Return the card of the run's router, or None if the run has no router, or if its file is not at its old place."""
+    decided, place = run.decided.router, run.places.get("router")
+    found = _first_router([place], decided) if decided and place else None
+    return found.router.card if found else None
 
 
 def _first_router(places: Iterable[str], decided: RouterSetup) -> NamedRouter | None:

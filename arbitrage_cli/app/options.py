@@ -9,20 +9,25 @@ from annotated_types import Ge, Interval
 
 from arbitrage_cli.errors import UsageError, in_plain_words
 from arbitrage_cli.system.machine import MAX_THREADS
-from arbitrage_cli.types import Fields, Limits, frozen
+from arbitrage_cli.types import (
+    MAX_CONCURRENCY,
+    MAX_CONTEXT,
+    Count,
+    Fields,
+    Limits,
+    Positive,
+    Share,
+    Temperature,
+    frozen,
+)
 
 SOME_FAILED = 1
-MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
-MAX_CONCURRENCY = 1024  # if all models are on servers
 KEY_VARIABLE = "ARBITRAGE_SERVE_API_KEY"
 
 RewardSource = Literal["prm", "rollout"]
 """A process reward model, or rollouts that are checked against the known answer."""
 ResultFormat = Literal["text", "json"]
 RunCode = Literal["sandboxed", "unprotected"]
-Share = Annotated[float, Interval(ge=0, le=1)]
-Count = Annotated[int, Ge(0)]
-Positive = Annotated[int, Ge(1)]
 
 
 @frozen
@@ -49,7 +54,7 @@ class Options:
     max_steps: Positive | None = None
     max_tokens: Positive | None = None
     max_step_tokens: Positive = Limits().max_step_tokens
-    temperature: Annotated[float, Interval(ge=0, le=10)] = 0.0
+    temperature: Temperature = 0.0
     top_p: Share = 1.0
     top_k: Count = 0
     min_p: Share = 0.0

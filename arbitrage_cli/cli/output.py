@@ -106,10 +106,11 @@ def is_confirmed(question: str) -> bool:
 
 
 def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> "RunFigures":
+    from arbitrage_cli.app.locate import card_of_run  # NumPy is slow to import
     from arbitrage_cli.costs.pair import parse_prices
-    from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import
+    from arbitrage_cli.evaluation.metrics import figures
 
-    return figures(run, results, prices=parse_prices(options.price) if options.price else None)
+    return figures(run, results, card_of_run(run), prices=parse_prices(options.price) if options.price else None)
 
 
 def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions, *, explains: bool = False) -> None:
@@ -120,7 +121,7 @@ def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions
     if options.json_line:
         write_json(figures.to_json())
     else:
-        facts = [*facts_of_models(run), ("machine", run.decided.machine["cpu"])]
+        facts = [*facts_of_models(run), ("machine", run.decided.processor)]
         table.write_table(figures, facts, sys.stdout, explains=explains)
 
 

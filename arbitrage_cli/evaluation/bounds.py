@@ -24,6 +24,7 @@ from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS, UnitCosts
 from arbitrage_cli.routing.policies import DRAFT_ALONE, TARGET_ALONE
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Route
+from arbitrage_cli.routing.router import RouterCard
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import Json, frozen
 
@@ -61,10 +62,10 @@ class Bound:
         return asdict(self) | {"route": self.route.name}
 
 
-def bounds_of_run(run: Run, prices: Prices | None = None) -> list[Bound]:
-    """Return the bounds of the routes of a run: on the price if there are prices, or on the time."""
+def bounds_of_run(run: Run, card: RouterCard | None, prices: Prices | None = None) -> list[Bound]:
+    """Return the bounds of the routes of a run: on the price if there are prices, or on the time. `card` is the router's."""
     decided = run.decided
-    table = TauTable.from_json(decided.router.card["taus"]) if decided.router else None
+    table = TauTable.from_json(card.taus) if card else None
     has_checker = "check" in decided.models
     if prices:
         check = prices.get("check", FREE).unit_costs if has_checker else None

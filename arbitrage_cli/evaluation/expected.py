@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from statistics import NormalDist
-from types import MappingProxyType
 
 import numpy as np
 
@@ -20,8 +19,9 @@ from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers, Z
 from arbitrage_cli.routing.policies import DRAFT_ALONE
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import WRITING, ByRole, Fields, frozen
+from arbitrage_cli.routing.router import RouterCard, TrainedModel
+from arbitrage_cli.runs.run import ModelSetup, Run
+from arbitrage_cli.types import WRITING, ByRole, frozen
 
 MIN_SPEEDUP, MIN_SAVING = 1.1, 0.1  # minimum speed-up, or share of the price that is saved, of a policy worth using
 MIN_PRICE_RATIO = 1 / (1 - MIN_SAVING)  # the same as MIN_SAVING, as the target's price divided by the policy's
@@ -77,26 +77,25 @@ UNKNOWN = Expected()
 ALONE = Expected(spread=0.0)  # the effect of the target alone
 
 
-def expected_effects(run: Run, prices: Prices | None = None) -> dict[Route, Expected]:
-    """Return the expected effect of each route of a run: on the price if there are prices, or on the time."""
-    decided = run.decided
-    costs = price_costs(prices) if prices else PairCosts.of(decided.unit_costs)
-    card = decided.router.card if decided.router else None
-    return effects_of(run.routes, costs, card, {role: one.sha256 for role, one in decided.models.items()})
+def expected_effects(run: Run, card: RouterCard | None, prices: Prices | None = None) -> dict[Route, Expected]:
+    """Return the expected effect of each route of a run: on the price if there are prices, or on the time.
+
+    `card` is the router's.
+    """
+    models = run.decided.models
+    costs = price_costs(prices) if prices else PairCosts.of(run.decided.unit_costs)
+    table = TauTable.from_json(card.taus) if card else None
+    is_own = card is not None and any(_is_pair(models, pair) for pair in card.pairs)
+    return effects_of(run.routes, costs, table, is_own=is_own)
 
 
 def effects_of(
-    routes: Iterable[Route],
-    costs: PairCosts | None,
-    card: Fields | None = None,
-    models: ByRole[str | None] = MappingProxyType({}),
+    routes: Iterable[Route], costs: PairCosts | None, table: TauTable | None = None, *, is_own: bool = False
 ) -> dict[Route, Expected]:
-    """Return the expected effect of each route. `models` contains checksums, and `card` is that of the router."""
+    """Return the expected effect of each route. If the table `is_own`, its router was trained on these models."""
     costs = costs if costs and costs.target.decode else None  # nothing is saved against a free target
-    table = TauTable.from_json(card["taus"]) if card else None
     if table and costs:
         table = table.at_costs(costs)
-    is_own = card is not None and any(_is_pair(models, pair) for pair in card["pairs"])
     candidates = (route for route in routes if route.policy.is_candidate)
     return {route: _expected(route, costs, table, is_own=is_own) for route in candidates}
 
@@ -145,8 +144,8 @@ def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float:
     return costs.target.decode / max(costs.draft.decode, LEAST_PRICE * costs.target.decode) if costs else 1.0
 
 
-def _is_pair(models: ByRole[str | None], pair: Fields) -> bool:
-    return all(models.get(role) and models[role] == pair.get(role, {}).get("sha256") for role in WRITING)
+def _is_pair(models: ByRole[ModelSetup], pair: ByRole[TrainedModel]) -> bool:
+    return all(role in models and models[role].sha256 == pair[role].sha256 is not None for role in WRITING)
 
 
 def chance_of_saving(expected: Expected, other: Expected = ALONE, least: float = MIN_SPEEDUP) -> float:

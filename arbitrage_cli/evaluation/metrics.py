@@ -17,6 +17,7 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_FOR_RATIO, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.router import RouterCard
 from arbitrage_cli.runs.records import LIMITS
 from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired, results_by_policy, sums_by_problem
 from arbitrage_cli.runs.run import Run
@@ -58,8 +59,13 @@ class RunFigures:
         }
 
 
-def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None) -> RunFigures:
-    """Return all figures of a run, and the verdict. Raises the same errors as `results_by_policy`."""
+def figures(
+    run: Run, results: Iterable[Result], card: RouterCard | None = None, *, prices: Prices | None = None
+) -> RunFigures:
+    """Return all figures of a run, and the verdict, which depends on the card of the run's router.
+
+    If the run has a router and its card is missing, there is no verdict. Raises the same errors as `results_by_policy`.
+    """
     policies, whole = results_by_policy(run, results), run
     if run.skips_attempts:
         run, policies = _attempted(run, policies)
@@ -68,7 +74,8 @@ def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None
     prices = prices or run.decided.prices
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
     is_judged = target and any(one.policy.is_candidate and one.policy.uses_both for one in policies)
-    decided = _verdict(whole, made, prices) if is_judged or run.skips_attempts else None
+    lacks_card = run.decided.router is not None and card is None
+    decided = _verdict(whole, made, card, prices) if (is_judged or run.skips_attempts) and not lacks_card else None
     return RunFigures(
         schema=SCHEMA,
         dataset=run.dataset.name if run.dataset else None,
@@ -82,13 +89,21 @@ def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None
         token_ratio=speed.token_ratio(run, policies),
         notes=(
             *_notes(run, policies, made, has_target=target is not None, has_prices=prices is not None),
+            *(_without_card(run) if lacks_card else ()),
             *run.warnings,
         ),
         verdict=decided,
     )
 
 
-def _verdict(run: Run, made: Sequence[PolicyFigures], prices: Prices | None) -> Verdict | None:
+def _without_card(run: Run) -> Iterator[str]:
+    """Yield the reason why there is no verdict."""
+    if router := run.decided.router:
+        place = run.places.get("router", "its old place")
+        yield f"There is no verdict, because router {router.name} (sha256 {router.sha256[:12]}) was not found at {place}."
+
+
+def _verdict(run: Run, made: Sequence[PolicyFigures], card: RouterCard | None, prices: Prices | None) -> Verdict | None:
     """Return the verdict by price if the models have prices and those of all finished attempts are known, or by time.
 
     Bounds count only in runs that skip the policies that they exclude.
@@ -97,8 +112,8 @@ def _verdict(run: Run, made: Sequence[PolicyFigures], prices: Prices | None) -> 
     is_known = all(one.price_ratio.value is not None for one in compared)
     basis: Basis = "price" if prices and is_known else "time"
     known = prices if basis == "price" else None
-    bounds = bounds_of_run(run, known) if run.skips_attempts else []
-    return verdict(made, expected_effects(run, known), bounds, samples=run.samples, basis=basis)
+    bounds = bounds_of_run(run, card, known) if run.skips_attempts else []
+    return verdict(made, expected_effects(run, card, known), bounds, samples=run.samples, basis=basis)
 
 
 def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[PolicyResults]]:

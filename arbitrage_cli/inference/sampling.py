@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.numbers.intervals import Numbers
-from arbitrage_cli.types import ROLES, ModelRole, frozen
+from arbitrage_cli.types import ROLES, Count, ModelRole, Share, Temperature, frozen
 
 TAIL = 20.0  # tokens less likely than e^-TAIL times the top token are never drawn (less than 0.05% in total)
 SAMPLE_TEMPERATURE = 0.7
@@ -37,11 +37,11 @@ class Sampler:
     `min_p` filter if they are at least `min_p` times as likely as the top token.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: Temperature = 0.0
+    top_p: Share = 1.0
     seed: int = 0
-    top_k: int = 0
-    min_p: float = 0.0
+    top_k: Count = 0
+    min_p: Share = 0.0
 
     @property
     def is_greedy(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
+from annotated_types import Ge, Interval
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from arbitrage_cli.costs.pair import Prices, bill, parse_prices
@@ -23,7 +24,8 @@ from arbitrage_cli.routing.router import TrainedModel
 from arbitrage_cli.runs.records import ADVISE, BENCH, COLLECT, Command, Kind, Level, Tau, tau_in_json
 from arbitrage_cli.runs.rows import Count, PolicyName, Record
 from arbitrage_cli.system.files import reason_of
-from arbitrage_cli.types import Bill, Finished, Json, Limits, ModelRole
+from arbitrage_cli.system.machine import MAX_THREADS
+from arbitrage_cli.types import MAX_CONCURRENCY, MAX_CONTEXT, Bill, Finished, Json, Limits, ModelRole, Positive
 
 MACHINE: Mapping[str, str] = MappingProxyType({"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"})
 """The facts about a machine that affect times, by their names in run.json."""
@@ -33,6 +35,12 @@ def _check_kv_type(name: str) -> str:
     if name not in KV_BYTES:
         raise ValueError(f"unknown type {name!r}")
     return name
+
+
+def _check_measured(costs: UnitCosts) -> UnitCosts:
+    if not costs.decode:
+        raise ValueError("no measured token is free")
+    return costs
 
 
 class Asked(Record):
@@ -64,14 +72,14 @@ class ModelSetup(Record):
     """
 
     name: str
-    size: int | None = None
+    size: Count | None = None
     sha256: str | None = None
     architecture: str | None = None
-    num_parameters: int | None = None
-    vocabulary_size: int | None = None
-    threads: int | None = None
-    context_size: int | None = None
-    costs: UnitCosts | None = None
+    num_parameters: Count | None = None
+    vocabulary_size: Count | None = None
+    threads: Annotated[int, Interval(ge=1, le=MAX_THREADS)] | None = None
+    context_size: Annotated[int, Interval(ge=1, le=MAX_CONTEXT)] | None = None
+    costs: Annotated[UnitCosts, AfterValidator(_check_measured)] | None = None
     costs_are_approximate: bool = False
     served: ServedSetup | None = None
 
@@ -109,11 +117,10 @@ class RouteSetup(Record):
 
 
 class RouterSetup(Record):
-    """The router, with its card."""
+    """The identity of the router. Its card is in its file."""
 
     name: str
     sha256: str
-    card: Json
 
 
 class Settings(Record):
@@ -121,8 +128,8 @@ class Settings(Record):
 
     task: str
     step_separator: str
-    step_min_chars: int
-    think_min_chars: int | None
+    step_min_chars: Count
+    think_min_chars: Count | None
     system: str
     chat_template_kwargs: Json
     sampler: Sampler
@@ -130,7 +137,7 @@ class Settings(Record):
     check_thinking: Thinking | None
     reward: str | None
     kv_type: Annotated[str, AfterValidator(_check_kv_type)]
-    gpu_layers: int | Literal["auto"]
+    gpu_layers: Annotated[int, Ge(-1)] | Literal["auto"]
     flash_attention: bool | Literal["auto"]
 
     def of_call(self, limits: Limits | None = None, sampler: Sampler | None = None) -> Json:
@@ -163,9 +170,9 @@ class Setup(Record):
     router: RouterSetup | None
     tau_costs: str | None
     price: str | None
-    concurrency: Annotated[int, Field(ge=1)]
+    concurrency: Annotated[int, Interval(ge=1, le=MAX_CONCURRENCY)]
     settings: Settings
-    machine: Json
+    machine: dict[str, str | None]
     notes: list[str] = Field(default_factory=list)
     left_out: dict[str, str] = Field(default_factory=dict)
 
@@ -176,7 +183,7 @@ class Setup(Record):
             raise ValueError(f"models: missing {', '.join(sorted(lacking))}")
         if self.router is None and any(one.route.policy.needs_router for one in self.routes):
             raise ValueError("router: missing")
-        if "cpu" not in self.machine:
+        if not self.machine.get("cpu"):
             raise ValueError("machine: missing cpu")
         return self
 
@@ -190,6 +197,10 @@ class Setup(Record):
     @property
     def route(self) -> Route:
         return self.routes[0].route
+
+    @property
+    def processor(self) -> str:
+        return self.machine["cpu"] or ""
 
     @property
     def prices(self) -> Prices | None:
@@ -247,7 +258,7 @@ class Run(Record):
     places: dict[str, str] = Field(default_factory=dict)
     dataset: DataSet | None = None
     levels: dict[str, Level] = Field(default_factory=dict)
-    samples: Annotated[int, Field(ge=1)] = 1
+    samples: Positive = 1
     grader: str | None = None
     reward: Json | None = None
     skips_attempts: bool = False

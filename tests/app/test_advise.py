@@ -16,6 +16,7 @@ from pairs_file import add_pair
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
+from arbitrage_cli.app.locate import card_of_run
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.run_names import advice_folder
@@ -106,7 +107,7 @@ def test_the_report_shows_the_figures_of_the_advice(attempts: Attempts) -> None:
     attempts(6, {"target": 1.0, "draft": 1.2})
     made = advised(Options())
     contents = read_run_folder(Path("run"))
-    assert made.figures == figures(contents.run, contents.results)
+    assert made.figures == figures(contents.run, contents.results, card_of_run(contents.run))
     assert (made.figures.n, any("missing" in note for note in made.figures.notes)) == (6, False)
 
 
@@ -167,7 +168,7 @@ def test_a_pair_that_cannot_pay_gets_a_verdict_without_a_problem(home: Path) -> 
     assert {one.route.policy.name for one in made.bounds if one.is_certain} == {"speculative", "arbitrage", "agree"}
     assert not shown.results
     contents = read_run_folder(Path("run"))
-    assert figures(contents.run, contents.results) == made.figures
+    assert figures(contents.run, contents.results, card_of_run(contents.run)) == made.figures
     assert made.figures.notes == ()
 
 

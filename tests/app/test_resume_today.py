@@ -19,13 +19,15 @@ from arbitrage_cli import rewards
 from arbitrage_cli.api import open_pair
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.ask_run import ask_for_run
-from arbitrage_cli.app.bench import run_bench
+from arbitrage_cli.app.bench import regrade, run_bench
 from arbitrage_cli.app.options import AdviceOptions, BenchOptions, CollectOptions, Options, ProblemOptions
+from arbitrage_cli.app.permission import permitted
 from arbitrage_cli.app.request import ask_to_collect, ask_to_compare
 from arbitrage_cli.app.start import open_session, session_of
 from arbitrage_cli.app.training import Collection
 from arbitrage_cli.errors import DamagedRunError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
+from arbitrage_cli.problems.tasks import CODE
 from arbitrage_cli.routing.route import need_router
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH, COLLECT
@@ -339,15 +341,17 @@ def test_rewards_by_the_answers_of_the_target_are_remembered(here: Path) -> None
     assert run_json(here / "run")["reward"] == {"kind": "rollout", "answers": "target"}
 
 
+PROGRAM = {
+    "task_id": "0",
+    "prompt": 'def f():\n    """Return 1."""\n',
+    "entry_point": "f",
+    "test": "def check(f): assert f() == 1",
+}
+
+
 @pytest.mark.usefixtures("sandbox")
 def test_protections_are_those_of_all_rows(here: Path) -> None:
-    program = {
-        "task_id": "0",
-        "prompt": 'def f():\n    """Return 1."""\n',
-        "entry_point": "f",
-        "test": "def check(f): assert f() == 1",
-    }
-    write_rows(here / "problems.jsonl", [program | {"task_id": str(number)} for number in range(2)])
+    write_rows(here / "problems.jsonl", [PROGRAM | {"task_id": str(number)} for number in range(2)])
     for ways in (("unprotected", "sandboxed"), ("sandboxed", "unprotected")):
         for way in ways:
             problems = ProblemOptions(dataset=str(here / "problems.jsonl"), run_code=way)
@@ -357,6 +361,18 @@ def test_protections_are_those_of_all_rows(here: Path) -> None:
             run_bench(session_of(asked.request), asked.selected, asked.path, given, 1, Shown())
             stop_after(1, folder / "results.jsonl")
         assert run_json(folder)["protections"] == ["resource limits"]
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_protections_are_those_of_grading_again_too(here: Path) -> None:
+    write_rows(here / "problems.jsonl", [PROGRAM])
+    problems = ProblemOptions(dataset=str(here / "problems.jsonl"), run_code="sandboxed")
+    asked = ask_for_run(ask_to_compare, typed(**DRAFT), problems, BenchOptions(output_folder=here / "run"), BENCH)
+    run_bench(session_of(asked.request), asked.selected, asked.path, BenchOptions(), 1, Shown())
+    assert "bubblewrap" in run_json(here / "run")["protections"]
+    with RunFolder(here / "run") as folder:
+        regrade(folder, permitted(CODE, "unprotected"))
+    assert run_json(here / "run")["protections"] == ["resource limits"]
 
 
 def test_the_questions_of_an_advice_are_found_from_another_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

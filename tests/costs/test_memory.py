@@ -7,7 +7,6 @@ import pytest
 from gguf import GGUFWriter
 from made_up_tuning import unit_costs
 
-from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.costs import memory
 from arbitrage_cli.costs.memory import (
     Need,
@@ -20,7 +19,7 @@ from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import MAX_CONCURRENCY, ModelRole
 
 OWN_GPU_MEMORY = "arbitrage_cli.inference.llama.backend.own_gpu_memory"
 

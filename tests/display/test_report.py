@@ -16,6 +16,7 @@ from made_up_runs import COLUMNS, MadeUp, as_run, describe, failed, make_run, pa
 from marks import rarely
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
+from arbitrage_cli.app.locate import card_of_run
 from arbitrage_cli.display.page import TEMPLATES, TracePacker, render
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.routing.policies import POLICIES
@@ -83,7 +84,7 @@ class Page(HTMLParser):
 def page_of(made: MadeUp, **options: Any) -> str:
     packer = TracePacker()
     run = as_run(json.loads(to_json(made.run)))  # as the file has it: no lone surrogates
-    made_figures = metrics.figures(run, map(Result.of, packer.watch(map(parsed, made.rows))), **options)
+    made_figures = metrics.figures(run, map(Result.of, packer.watch(map(parsed, made.rows))), card_of_run(run), **options)
     return render(run, made_figures, packer.packed(made_figures.policies))
 
 
@@ -111,7 +112,7 @@ def hostile_run(text: str) -> MadeUp:
     made.run["dataset"] |= {"name": text, "sha256": text}
     made.run["asked"]["command"] = ["arbitrage", text]
     made.run["warnings"] = [f"warning {text}"]
-    made.run["decided"]["machine"] = {"cpu": text, text: 1}
+    made.run["decided"]["machine"] = {"cpu": text, text: "1"}
     for model in made.run["loaded"].values():
         model["description"] = text
     made.run["levels"] = dict.fromkeys((f"{name} {text}" for name in made.run["levels"]), text)

@@ -77,7 +77,7 @@ def test_a_policy_that_cannot_save_a_tenth_of_the_price_is_not_worth_it(ratio: f
     """Which needs a higher ratio than a speed-up of 1.1x."""
     run = as_run(make_run(1, columns=[("target", None), ("agree", None)]).run)
     prices: Prices = {"draft": Price(1.0, 1.0, 1.0), "target": Price(3 * ratio, 3 * ratio, 3 * ratio)}
-    (found,) = bounds_of_run(run, prices)
+    (found,) = bounds_of_run(run, None, prices)
     assert found.at_most == pytest.approx(ratio, rel=0.001)
     assert found.is_certain == is_certain
 

@@ -13,18 +13,22 @@ from hypothesis import strategies as st
 from made_up_runs import (
     COLUMNS,
     MadeUp,
+    as_run,
     describe,
     failed,
     figures,
     make_row,
     make_run,
+    results,
     row_of,
     run_of,
     typed_figures,
     unscored,
 )
 
+from arbitrage_cli.app.locate import card_of_run
 from arbitrage_cli.costs.pair import parse_prices
+from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.evaluation.figures import Estimate, shown_figures
 from arbitrage_cli.numbers.intervals import Ratio, paired_difference, wilson
 from arbitrage_cli.types import Decision
@@ -255,3 +259,16 @@ def test_a_note_says_which_times_are_computed_for_one_problem_at_a_time(
         made.run["decided"]["models"][role] |= {"costs": None, "threads": None, "served": {"facts": None}}
     (note,) = [text for text in made_figures(made)["notes"] if "at once" in text]
     assert ("one problem at a time" in note, "measured" in note) == (bool(computes), bool(served))
+
+
+def test_without_the_card_of_its_router_a_run_has_no_verdict() -> None:
+    """The expected effect of routing is on the card, and a verdict without it would be another one."""
+    made = make_run(columns=[("target", None), ("draft", None), ("arbitrage", 0.5)])
+    run = as_run(made.run)
+    found = metrics.figures(run, results(made.rows), card_of_run(run))
+    without = metrics.figures(run, results(made.rows))
+    assert found.verdict
+    assert without.verdict is None
+    assert replace(without, notes=(), verdict=None) == replace(found, notes=(), verdict=None)
+    (note,) = set(without.notes) - set(found.notes)
+    assert "builtin:builtin" in note

@@ -451,13 +451,11 @@ NARROW = UnitCosts((1.0, 2.0, 4.0, 8.0, 16.0), 0.01)  # a batch takes as long as
 ROUTES = ("target", "speculative", "arbitrage@0.3", "entropy@0.5", "draft")
 
 
-def expected_at(target: UnitCosts | None = WIDE, *, sha256: str = "t", router: bool = True) -> Mapping[str, Expected]:
-    pair = {"draft": {"sha256": "d"}, "target": {"sha256": "t"}}
-    card = {"taus": make_table().to_json(), "pairs": [pair]} if router else None
+def expected_at(target: UnitCosts | None = WIDE, *, is_own: bool = True, router: bool = True) -> Mapping[str, Expected]:
     parts = (route.partition("@") for route in ROUTES)
     routes = [Route(POLICIES[policy], float(tau) if tau else None) for policy, _, tau in parts]
     units: dict[ModelRole, UnitCosts] = {"draft": DRAFT, "target": target} if target else {}
-    found = effects_of(routes, PairCosts.of(units), card, {"draft": "d", "target": sha256})
+    found = effects_of(routes, PairCosts.of(units), make_table() if router else None, is_own=is_own)
     return {route.name: effect for route, effect in found.items()}
 
 
@@ -468,9 +466,9 @@ def test_speculation_depends_on_the_cost_of_batches() -> None:
     assert cheap.interval[0] < cheap.ratio < cheap.interval[1]
 
 
-@pytest.mark.parametrize(("sha256", "spread"), [("t", CARD_SPREAD), ("another", OTHER_SPREAD)])
-def test_routing_follows_the_card_at_the_costs_of_this_machine(sha256: str, spread: float) -> None:
-    found = expected_at(sha256=sha256)["arbitrage@0.3"]
+@pytest.mark.parametrize(("is_own", "spread"), [(True, CARD_SPREAD), (False, OTHER_SPREAD)])
+def test_routing_follows_the_card_at_the_costs_of_this_machine(*, is_own: bool, spread: float) -> None:
+    found = expected_at(is_own=is_own)["arbitrage@0.3"]
     table = make_table().at_costs(PairCosts.of({"draft": DRAFT, "target": WIDE}))
     time = table.time(table.row_at(0.3))
     assert time is not None

@@ -17,11 +17,17 @@ from typing import Any
 import fake_hub
 import pytest
 from cli import run
+from commands import asked_to_bench, bench, typed
 from damage import DAMAGES, TEMPLATES
-from faults import write_problems
+from faults import run_json, write_problems
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_up_runs import make_run, write_run_folder
 
+from arbitrage_cli.app.locate import card_of_run
+from arbitrage_cli.app.plan import plan_without_models
+from arbitrage_cli.app.preview import preview
+from arbitrage_cli.display.page import TracePacker, render
 from arbitrage_cli.errors import DamagedRunError, DefectError, HubError, ModelError, RouterError, TemplateError, UsageError
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.inference.chat_template import ChatPrompt
@@ -36,7 +42,7 @@ from arbitrage_cli.problems.math_grader import MathGrader
 from arbitrage_cli.problems.rows import make_dataset, read_json_rows, read_problems
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.router import load
-from arbitrage_cli.runs.folder import read_run_folder
+from arbitrage_cli.runs.folder import list_runs, read_run_folder
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import Problem
 
@@ -144,6 +150,13 @@ def test_routers(tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def here(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
+    monkeypatch.chdir(quick_path)
+    return quick_path
+
+
+@pytest.fixture
 def finished_run(quick_path: Path) -> Path:
     write_problems(quick_path / "problems.jsonl", ["1 + 1", "2 + 2"])
     command = ("bench", "--pair", "scripted", "--dataset", "problems.jsonl", "-o", "run", "-q")
@@ -161,11 +174,89 @@ def test_rows_of_runs(finished_run: Path) -> None:
             path.write_bytes(data)
         with suppress(UsageError, DamagedRunError):
             contents = read_run_folder(finished_run)
-            json.dumps(figures(contents.run, contents.results).to_json(), allow_nan=False)
+            json.dumps(figures(contents.run, contents.results, card_of_run(contents.run)).to_json(), allow_nan=False)
 
     fuzz(changed(results), check)
     fuzz(altered(json.loads(first)), lambda row: check(json.dumps(row).encode() + b"\n" + rest))
     fuzz(altered(json.loads(about)), lambda run: check(results, json.dumps(run).encode()))
+
+
+ODD: Sequence[Any] = (None, True, -1, 0, 10**30, 1e30, "", "x\x1b]0;title\x07", [], {}, "inf")
+
+
+def leaves(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if not isinstance(content, dict | list):
+        yield place
+        return
+    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield (*place, name)
+        yield from leaves(value, (*place, name))
+
+
+def test_each_value_of_run_json(here: Path) -> None:
+    """An odd value is refused when it is read, or it changes nothing: no later part of the program stumbles over it."""
+    write_problems(here / "problems.jsonl", ["1 + 1", "2 + 2"])
+    bench(here, typed(pair="builtin", policy="target,arbitrage@0.5,draft", max_tokens=8))
+    path = here / "run" / "run.json"
+    whole = path.read_bytes()
+    show(here)
+    resume(here)
+    draw = random.Random(0)
+    for place in dict.fromkeys(leaves(json.loads(whole))):
+        for value in ODD if SECONDS else draw.sample(ODD, 1):
+            path.write_text(json.dumps(with_value(json.loads(whole), place, value)))
+            for use in (show, resume):
+                with suppress(UsageError, DamagedRunError):
+                    use(here)
+
+
+def with_value(content: Any, place: Sequence[Any], value: Any) -> Any:
+    inner = content
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    return content
+
+
+def show(folder: Path) -> None:
+    """All that `report` shows of a run."""
+    contents = read_run_folder(folder / "run")
+    found = figures(contents.run, contents.results, card_of_run(contents.run))
+    json.dumps(found.to_json(), allow_nan=False)
+    packer = TracePacker(hides_thoughts=False)
+    list(packer.watch(contents.rows))
+    render(contents.run, found, packer.packed(found.policies))
+    list_runs(folder)
+
+
+def resume(folder: Path) -> None:
+    """The decisions of a command that resumes a run, up to the first attempt."""
+    asked, _ = asked_to_bench(folder, typed())
+    preview(plan_without_models(asked.request), asked.selected, asked.path, asked.samples)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("decided.machine.cpu", {}),
+        ("decided.machine.cpu", -1),
+        ("decided.machine.cpu", None),
+        ("decided.router", {"name": "builtin", "sha256": 7}),
+        *(("decided.settings.sampler.temperature", value) for value in (1e30, -0.1)),
+        ("decided.settings.sampler.top_p", 1.5),
+        *(("decided.settings.limits.max_steps", value) for value in (0, -1)),
+        ("decided.settings.limits.think_tokens", -1),
+        ("decided.concurrency", 10**9),
+        *(("decided.models.draft.threads", value) for value in (0, 10**6)),
+        ("samples", 0),
+    ],
+)
+def test_values_of_run_json_out_of_range_are_damage(here: Path, place: str, value: Any) -> None:
+    write_run_folder(here / "run", make_run(2))
+    changed = with_value(run_json(here / "run"), place.split("."), value)
+    (here / "run" / "run.json").write_text(json.dumps(changed))
+    with pytest.raises(DamagedRunError, match=place.rpartition(".")[2]):
+        read_run_folder(here / "run")
 
 
 def test_settings_and_pairs(tmp_path: Path) -> None:

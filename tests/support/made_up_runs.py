@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
+from arbitrage_cli.app.locate import card_of_run
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -37,6 +38,7 @@ MODELS: Sequence[tuple[str, str, float, float]] = (
     ("target", "made-up 3B", TARGET_TOKEN, TARGET_READ),
 )
 
+ROUTER = "builtin:builtin"
 IDENTITY = "0123456789abcdef"
 
 INSIGHT = {"logprob": 0.7, "random": 0.0}
@@ -88,7 +90,6 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
     columns = list(columns)
     policies = [POLICIES[policy] for policy, _ in columns]
     has_router = any(policy.needs_router for policy in policies)
-    card = load(router_file("builtin:builtin")).card.to_json()
     prm: dict[str, Any] = {"prm": {"name": "made-up PRM.gguf"}} if any(one.reward for one in policies) else {}
     return {
         "schema": 4,
@@ -109,7 +110,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
             }
             | prm,
             "routes": [{"policy": policy, "tau": tau, "tau_name": None, "stops_early": False} for policy, tau in columns],
-            "router": {"name": "made up", "sha256": "2" * 64, "card": card} if has_router else None,
+            "router": {"name": "builtin", "sha256": load(router_file(ROUTER)).sha256} if has_router else None,
             "tau_costs": None,
             "price": None,
             "concurrency": 1,
@@ -117,6 +118,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
             "machine": {"cpu": "made-up processor", "gpu": None, "llama_cpp_python": "0.3.36"},
             "notes": [],
         },
+        "places": {"router": ROUTER} if has_router else {},
         "dataset": {"name": "made-up", "revision": None, "sha256": "0" * 64, "count": len(levels)},
         "levels": dict(levels),
         "samples": samples,
@@ -249,7 +251,8 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], **options
 
 
 def typed_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], **options: Any) -> metrics.RunFigures:
-    return metrics.figures(as_run(run), results(rows), **options)
+    described = as_run(run)
+    return metrics.figures(described, results(rows), card_of_run(described), **options)
 
 
 def write_run_folder(folder: Any, made: MadeUp) -> None:
