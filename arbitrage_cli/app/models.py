@@ -7,7 +7,7 @@ from dataclasses import field
 from functools import cached_property
 
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.inference.backend import Backend, Clock
+from arbitrage_cli.inference.backend import ALL_LAYERS, Backend, Clock
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds, chat_prompt
@@ -90,6 +90,11 @@ class LocalModel:
         """Return the prompt. Raises TemplateError if the chat template cannot be used."""
         return chat_prompt(self._backend, style)
 
+    @property
+    def threads(self) -> int:
+        """The number of threads, or 0 if all layers are on a GPU."""
+        return 0 if self.card.gpu_layers == ALL_LAYERS else self.card.threads
+
     def describe(self) -> str:
         card = self.card
         layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
@@ -100,6 +105,8 @@ class LocalModel:
 
 class RemoteModel:
     """A model on a server, with the same methods as `LocalModel`."""
+
+    threads = 0  # on this machine
 
     def __init__(self, model: ServedModel) -> None:
         self._model, self.display_name = model, model.card.name

@@ -23,6 +23,7 @@ from arbitrage_cli.routing.policies import Policy, refuse_sampling
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
 from arbitrage_cli.runs.records import Explain, RunInfo
 from arbitrage_cli.runs.run import MACHINE, Setup
+from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import WRITING, Json, Limits, ModelRole, Trace
 
 log = logging.getLogger("arbitrage.session")
@@ -162,6 +163,8 @@ class Session:
             models=self.decided.names,
             descriptions={role: model.describe() for role, model in writing.items()},
             names={role: model.display_name for role, model in writing.items()},
+            threads=[model.threads for model in writing.values() if model.threads],
+            cores=default_threads(),
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,

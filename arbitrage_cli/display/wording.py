@@ -93,7 +93,15 @@ def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = Fals
         return [f"{run.title}: {formatting.count(run.planned, 'attempt')}{done}"]
     models = " → ".join(map(one_line, run.names.values()))
     details = (f"{role_name(role):<7} {one_line(text)}" for role, text in run.descriptions.items())
-    return [joined(models, run.route.label), *([*details, *_rule(run)] if has_details else [])]
+    return [joined(models, run.route.label, _threads(run)), *([*details, *_rule(run)] if has_details else [])]
+
+
+def _threads(run: RunInfo) -> str:
+    """Return the threads of the models on this machine, such as `2 threads of 2`, or "" if there are no such models."""
+    counts = list(dict.fromkeys(run.threads))
+    if not counts:
+        return ""
+    return f"{' and '.join(map(str, counts))} {'thread' if counts == [1] else 'threads'} of {run.cores}"
 
 
 def _rule(run: RunInfo) -> list[str]:

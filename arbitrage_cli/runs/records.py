@@ -62,6 +62,8 @@ class RunInfo:
     models: ByRole[str] = field(default_factory=dict)  # names given by the user
     descriptions: ByRole[str] = field(default_factory=dict)  # from the model files
     names: ByRole[str] = field(default_factory=dict)  # for displays: file names and quantizations, or the user's names
+    threads: Sequence[int] = ()  # of each model that computes on this machine's processor
+    cores: int = 1  # of this machine
     settings: Fields = field(default_factory=dict)  # all other settings that affect the text
     num_problems: int | None = None  # None if unknown in advance
     num_done: int = 0  # by an earlier command

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from cli import ESCAPE, MODELS, QUESTION, RIGHT, TIMEOUT, Terminal, flat, read_line, run, solve, start
 
+from arbitrage_cli.system.machine import default_threads
+
 
 def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
     result = solve(QUESTION, "--no-early-stop")  # so that the whole drafted step is shown
@@ -78,7 +80,7 @@ def test_a_quiet_command_prints_the_answer_alone(tmp_path: Path) -> None:
     env = {"XDG_CACHE_HOME": str(tmp_path)}
     assert run(*command, "-q", env=env).stderr == b""
     lines = [line for line in run(*command, env=env).err.splitlines() if not line.startswith("loading")]  # on a busy machine
-    assert lines[0] == "arbitrage built-in draft; draft"
+    assert lines[0] == f"arbitrage built-in draft; draft; 1 thread of {default_threads()}"
     last = [run("solve", question, *command[2:]).err.splitlines()[-1] for question in (command[1], "Who was Bach?")]
     assert [line.startswith("answer") for line in last] == [True, False]  # a note on an answer that is not arithmetic
 
