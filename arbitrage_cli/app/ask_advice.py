@@ -1,36 +1,42 @@
 """Takes `arbitrage advise` from its options to its advice: the problems, the run folder, the request and the comparison."""
 
+import hashlib
+import json
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from arbitrage_cli.app.advise import Advice, advise
+from arbitrage_cli.app.ask_run import DIGEST, default_folder
 from arbitrage_cli.app.default_policies import policies_of_advice
-from arbitrage_cli.app.naming import choose_models
-from arbitrage_cli.app.needs import needed_models
+from arbitrage_cli.app.naming import NamedModels, choose_models, names_of, router_now, system_of, template_sha256
+from arbitrage_cli.app.needs import needed_models, permitted
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
-from arbitrage_cli.app.permission import permitted
 from arbitrage_cli.app.prepare import fetch
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request, ask_to_compare
-from arbitrage_cli.app.resume import Resumed, restore
-from arbitrage_cli.app.run_names import advice_folder
+from arbitrage_cli.app.resume import Resumed, restore, settings_of
 from arbitrage_cli.app.saved_pair import entry_of
 from arbitrage_cli.app.selection import Selection, sample_of, select_problems
 from arbitrage_cli.app.solve_command import SolveCommand
 from arbitrage_cli.app.start import session_of
+from arbitrage_cli.costs.store import loading_of, machine_here
 from arbitrage_cli.errors import PairNotSavedError
+from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.own_pairs import add_pair, check_can_add, check_name, own_file
+from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.problems.rows import Dataset
 from arbitrage_cli.problems.tasks import Task, find_task
 from arbitrage_cli.routing.route import parse_routes
 from arbitrage_cli.runs.folder import run_to_resume
 from arbitrage_cli.runs.records import ADVISE
-from arbitrage_cli.types import Fields
+from arbitrage_cli.types import Fields, Json
 
 MOST_PROBLEMS = 40
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
+ADVICE = "advise--"  # the beginning of the names of folders
 
 
 def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> Advice:
@@ -101,3 +107,35 @@ def _saved(made: Advice, request: Request, selected: Selection, name: str) -> Ad
 
 def _end(minutes: float) -> float:
     return time.monotonic() + USABLE * 60 * minutes
+
+
+def advice_folder(options: Options, named: NamedModels, task: Task, dataset: Dataset) -> Path:
+    """Return the default run folder of `advise`. Other models, settings or problems have another folder.
+
+    Raises ModelUnsupportedError if a model runs in llama.cpp, and llama.cpp cannot be imported.
+    """
+    content = json.dumps([_conditions(options, named, task), dataset.sha256])
+    path = default_folder(dataset.name, names_of(options), prefix=ADVICE)
+    return path.with_name(f"{path.name}--{hashlib.sha256(content.encode()).hexdigest()[:DIGEST]}")
+
+
+def _conditions(options: Options, named: NamedModels, task: Task) -> Json:
+    """Return the conditions on which advice depends: models by their checksums, the router, settings and the machine."""
+    router = router_now(named, task)
+    models = {
+        str(role): sha256_seen(files) if (files := local_files(source)) else source
+        for role, source in named.sources.items()
+        if role != "prm"
+    }
+    return {
+        "machine": None if named.served.keys() >= models.keys() else asdict(machine_here()),
+        "loading": asdict(loading_of(named.load)),
+        "models": models,
+        "router": router.router.sha256 if router else None,
+        "task": task.name,
+        "settings": settings_of(replace(options, task=None)),  # the data set may have named the task
+        "price": named.price,
+        "system": system_of(options, named.pair, task),
+        "chat_template_kwargs": dict(named.load.template_variables),
+        "served": {role: [template_sha256(one), one.continuation] for role, one in named.served.items()},
+    }

@@ -1,22 +1,26 @@
 """Takes `bench` and `collect` from their options to their request, their problems and their run folder."""
 
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from arbitrage_cli.app.naming import names_of
+from arbitrage_cli.app.needs import permitted
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, Options, ProblemOptions
-from arbitrage_cli.app.permission import permitted
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import Resumed, restore
-from arbitrage_cli.app.run_names import default_folder
 from arbitrage_cli.app.selection import Selection, select_problems
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.routing.policies import refuse_sampling
 from arbitrage_cli.runs.folder import run_to_resume
 from arbitrage_cli.runs.records import BENCH, Kind
+
+MAX_NAME = 60  # characters in each half of a folder name
+DIGEST = 8  # characters of a checksum in a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +75,18 @@ def _folder_of(kind: Kind, problems: ProblemOptions, options: Options) -> Path:
     if kind == BENCH:
         return default_folder(problems.dataset, names_of(options), concurrency=options.concurrency or 1)
     return default_folder(problems.dataset, names_of(options), prefix="collect-")
+
+
+def default_folder(dataset: str, models: Sequence[str], *, prefix: str = "", concurrency: int = 1) -> Path:
+    """Return the default run folder, such as `runs/math500--mine`, or `runs/math500--mine--concurrency-8`."""
+    names = [PurePath(name).name.removesuffix(".gguf") for name in models]
+    suffix = "" if concurrency == 1 else f"--concurrency-{concurrency}"
+    return Path("runs") / f"{prefix}{_file_name(PurePath(dataset).stem)}--{_file_name(*names)}{suffix}"
+
+
+def _file_name(*names: str) -> str:
+    """Join names into a valid file name. A long name is truncated and made unique by a checksum."""
+    plain = (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") for name in names)
+    whole = "-".join(filter(None, plain)) or "run"
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:DIGEST]
+    return whole if len(whole) <= MAX_NAME else f"{whole[: MAX_NAME - DIGEST]}-{digest}"

@@ -1,8 +1,9 @@
-"""The attempts of a run: which are missing, and how many have ended."""
+"""The attempts of a run: which are missing, how many have ended, and their results in the order of their problems."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from arbitrage_cli.app.protocol import RunProgress, Standing
 from arbitrage_cli.problems.rows import Item
@@ -10,6 +11,8 @@ from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import AttemptKey, tau_in_json
 from arbitrage_cli.runs.results import SampleKey
 from arbitrage_cli.types import frozen
+
+T = TypeVar("T")
 
 
 @frozen
@@ -69,3 +72,26 @@ class RunCounts:
         ended = self._ended[route].values()
         done = [seconds for seconds, _ in ended if seconds is not None]
         return Standing(self.label(route), self._planned, len(ended), len(done), sum(right for _, right in ended), sum(done))
+
+
+class InOrder(Generic[T]):
+    """Holds results until all earlier results are ready. Their order is that of `expect`."""
+
+    def __init__(self) -> None:
+        self._expected: deque[Hashable] = deque()
+        self._held: dict[Hashable, T] = {}
+
+    def expect(self, key: Hashable) -> None:
+        self._expected.append(key)
+
+    def put(self, key: Hashable, result: T) -> None:
+        self._held[key] = result
+
+    def ready(self) -> Iterator[T]:
+        """Yield and remove the results that precede the first unfinished problem."""
+        while self._expected and self._expected[0] in self._held:
+            yield self._held.pop(self._expected.popleft())
+
+    def rest(self) -> Iterator[T]:
+        """Yield all remaining results in order."""
+        yield from (self._held[key] for key in self._expected if key in self._held)

@@ -1,13 +1,14 @@
-"""The needs of policies: models, rewards, both models on this machine, and the options that they use."""
+"""The needs of policies and tasks: models, rewards, both models on this machine, options, and permission to run programs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from arbitrage_cli.app.naming import Sources
-from arbitrage_cli.app.options import Options
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.app.options import Options, RunCode
+from arbitrage_cli.errors import ProgramsNotAllowedError, UsageError
 from arbitrage_cli.model_files.pairs import is_served
-from arbitrage_cli.problems.tasks import Task
+from arbitrage_cli.problems.code import find_sandbox
+from arbitrage_cli.problems.tasks import Task, without_sandbox
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import parse_route
 from arbitrage_cli.types import WRITING, ModelRole
@@ -90,3 +91,19 @@ def with_tau_of_policy(options: Options) -> Options:
     if "tau" in options.explicit and options.tau != tau:
         raise UsageError(f"the policy has tau {tau}, but --tau is {options.tau}", "specify tau only once", option="tau")
     return replace(options, policy=policy.name, tau=tau, explicit=options.explicit | {"tau"})
+
+
+def permitted(task: Task, run_code: RunCode | None) -> Task:
+    """Return the task with the sandbox that `--run-code` selects.
+
+    Raises ProgramsNotAllowedError if the task runs programs without permission; UsageError without bubblewrap.
+    """
+    if not task.runs_code:
+        return task
+    if run_code == "unprotected":
+        return without_sandbox(task)
+    find_sandbox()
+    if run_code is None:
+        hint = 'use --run-code, or set run-code = "sandboxed" in a settings file; for details, run arbitrage guide code'
+        raise ProgramsNotAllowedError(f"task {task.name} runs model-written programs on this machine", hint)
+    return task

@@ -16,6 +16,7 @@ from functools import partial
 from inspect import GEN_RUNNING, getgeneratorstate
 from typing import TYPE_CHECKING, NoReturn, Unpack
 
+from arbitrage_cli.app.attempts import InOrder
 from arbitrage_cli.app.call import (
     CallOptions,
     PairCall,
@@ -30,7 +31,6 @@ from arbitrage_cli.app.call import (
 )
 from arbitrage_cli.app.conversation import Conversation
 from arbitrage_cli.app.decide import NO_CHECKS
-from arbitrage_cli.app.in_order import InOrder
 from arbitrage_cli.app.options import AdviceOptions, Options, validated_option
 from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import LogDisplay

@@ -11,8 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from arbitrage_cli.app.attempts import Attempt
-from arbitrage_cli.app.in_order import InOrder
+from arbitrage_cli.app.attempts import Attempt, InOrder
 from arbitrage_cli.app.loop import Loop, Stopwatch
 from arbitrage_cli.app.problem_source import InputLine, Problems, Source
 from arbitrage_cli.app.protocol import Display

@@ -41,10 +41,10 @@ def collect(
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
     from arbitrage_cli.app.ask_run import ask_for_run
+    from arbitrage_cli.app.collect import Collection
     from arbitrage_cli.app.request import ask_to_collect
     from arbitrage_cli.app.start import open_session
     from arbitrage_cli.app.stored_run import offering_to_resume
-    from arbitrage_cli.app.training import Collection
     from arbitrage_cli.runs.folder import RunFolder
     from arbitrage_cli.runs.records import COLLECT
 
@@ -108,9 +108,9 @@ def train(
       arbitrage train runs/one runs/two -o both.safetensors
       arbitrage train --from router.safetensors runs/others -o mine.safetensors
     """
-    from arbitrage_cli.app.training import check_destination, train_router, with_new_presets
     from arbitrage_cli.display.card import write_card
     from arbitrage_cli.routing.router import save
+    from arbitrage_cli.training.routers import check_destination, train_router, with_new_presets
 
     output_file = training.output_file
     check_destination(output_file, force=training.force)

@@ -15,11 +15,10 @@ from made_up_tuning import FAST_READER, pretend, unit_costs
 from pairs_file import add_pair
 
 from arbitrage_cli.app.advise import Advice
-from arbitrage_cli.app.ask_advice import advise_pair
+from arbitrage_cli.app.ask_advice import advice_folder, advise_pair
 from arbitrage_cli.app.locate import card_of_run
 from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
-from arbitrage_cli.app.run_names import advice_folder
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import figures
@@ -123,7 +122,7 @@ def folder_of(options: Options, task: Task = MATH) -> Path:
 
 
 def test_a_run_of_models_on_servers_is_named_without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.app.run_names.machine_here", lambda: pytest.fail("llama.cpp is needed"))
+    monkeypatch.setattr("arbitrage_cli.app.ask_advice.machine_here", lambda: pytest.fail("llama.cpp is needed"))
     first, second = (Options(draft=SERVER, target=f"{SERVER}#{name}") for name in ("small", "large"))
     assert folder_of(first) != folder_of(second)
 

@@ -11,11 +11,11 @@ from commands import refused
 from small_routers import write_router
 
 from arbitrage_cli.app.model_info import describe_router
-from arbitrage_cli.app.training import check_destination, with_new_presets
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.routing.presets import PRESETS, TauTable
 from arbitrage_cli.routing.router import Router, TrainedModel, digest_of_problem, load, save
+from arbitrage_cli.training.routers import check_destination, with_new_presets
 
 OTHER = {"draft": TrainedModel("Other draft", "a" * 64), "target": TARGET}
 

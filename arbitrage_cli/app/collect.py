@@ -1,15 +1,8 @@
-"""Collects training states, and creates routers from them.
-
-To collect states, both models write every step. A router is trained on the states, or the presets of an existing router are
-recomputed.
-"""
+"""Collects the states on which routers are trained. Both models write every step, and both steps are rated."""
 
 import contextlib
-import os
 import shlex
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from arbitrage_cli.app.attempts import Attempt
 from arbitrage_cli.app.loop import Loop, Stopwatch
@@ -18,24 +11,18 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.stored_run import StoredRun
 from arbitrage_cli.arbitrage import Flow
-from arbitrage_cli.errors import InterruptedRunError, OutputError, ProblemError, UsageError
-from arbitrage_cli.learning.learn import Announce
-from arbitrage_cli.model_files.pairs import router_file
+from arbitrage_cli.errors import InterruptedRunError, OutputError, ProblemError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import is_correct
 from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.training.collected import read_states
 from arbitrage_cli.training.states import State, by_continuing, by_rating, collect
-from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, problems_needed, train, with_taus
+from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, problems_needed
 from arbitrage_cli.types import Finished, Json, Trace
-
-SUFFIX = ".safetensors"
 
 REQUIRED = (
     f"a router needs at least {MIN_CLASS} states in which the target's step is better, and {MIN_CLASS} in which it is not; "
@@ -150,36 +137,3 @@ class Collection(StoredRun):
                 if len(states) > self.held.get(name, 0):
                     error = None if trace.finished else InterruptedRunError("interrupted")
                     loop.end(loop.in_flight[name], Finished(trace, error))
-
-
-# --- routers
-
-
-def check_destination(output: Path, *, force: bool) -> None:
-    """Raise UsageError if the suffix is wrong or the file exists without `force`; OutputError if it is not writable."""
-    if output.suffix != SUFFIX:
-        hint = f"for example -o {output.stem or 'router'}{SUFFIX}"
-        raise UsageError(f"{output}: the name of a router file must end in {SUFFIX}", hint, option="output_file")
-    if output.exists() and not force:
-        raise UsageError(f"{output} exists", "overwrite it with --force, or use another --output")
-    if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"{output}: the folder does not exist or is not writable", "use another --output")
-
-
-def train_router(runs: Sequence[Path], *, name: str, command: Sequence[str], seed: int, on_progress: Announce) -> Router:
-    """Raises the same errors as `read_states` and `train`."""
-    created = formatting.timestamp()
-    return train(read_states(runs), name=name, command=tuple(command), created=created, seed=seed, on_progress=on_progress)
-
-
-def with_new_presets(source: str, runs: Sequence[Path], *, name: str, on_progress: Announce) -> Router:
-    """Return the router with presets recomputed from `runs`. Problems on which the router was trained are excluded.
-
-    Raises UsageError if the runs use different pairs, and the same errors as `with_taus`.
-    """
-    old, states = load(router_file(source)), read_states(runs)
-    if len(states.pairs) > 1:
-        raise UsageError("the runs use different pairs", "presets depend on the pair, so use runs of a single pair")
-    if known := sum(old.card.known(states.questions)):
-        on_progress(f"excluded {known} of {len(states.questions)} problems, because the router was trained on them")
-    return with_taus(old, states, name=name)
