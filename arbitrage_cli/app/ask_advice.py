@@ -10,14 +10,14 @@ from tempfile import TemporaryDirectory
 
 from arbitrage_cli.app.advise import Advice, advise
 from arbitrage_cli.app.ask_run import DIGEST, default_folder
-from arbitrage_cli.app.default_policies import policies_of_advice
-from arbitrage_cli.app.naming import NamedModels, choose_models, names_of, router_now, system_of, template_sha256
-from arbitrage_cli.app.needs import needed_models, permitted
+from arbitrage_cli.app.asking.default_policies import policies_of_advice
+from arbitrage_cli.app.asking.naming import NamedModels, choose_models, names_of, router_now, system_of, template_sha256
+from arbitrage_cli.app.asking.needs import needed_models, permitted
+from arbitrage_cli.app.asking.request import Request, ask_to_compare
+from arbitrage_cli.app.asking.resume import Resumed, restore, settings_of
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.prepare import fetch
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request, ask_to_compare
-from arbitrage_cli.app.resume import Resumed, restore, settings_of
 from arbitrage_cli.app.saved_pair import entry_of
 from arbitrage_cli.app.selection import Selection, sample_of, select_problems
 from arbitrage_cli.app.solve_command import SolveCommand

@@ -7,9 +7,9 @@ keeps its decisions; `extend` decides only what is added.
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from arbitrage_cli.app.naming import NamedRouter, word_for
+from arbitrage_cli.app.asking.naming import NamedRouter, word_for
+from arbitrage_cli.app.asking.request import Request
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.pair import FREE, PairCosts, parse_prices, price_costs
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.chat_template import ChatPrompt

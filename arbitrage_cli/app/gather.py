@@ -7,12 +7,12 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
+from arbitrage_cli.app.asking.naming import label_of, router_now, template_sha256
+from arbitrage_cli.app.asking.request import Request
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
 from arbitrage_cli.app.models import RemoteModel
-from arbitrage_cli.app.naming import label_of, router_now, template_sha256
 from arbitrage_cli.app.prepare import fetch, measure_missing
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.token_ids import refuse_other_token_ids
 from arbitrage_cli.costs.store import (
     Tuned,

@@ -73,7 +73,7 @@ def pair_bounds(name: str) -> "list[Bound]":
     It is known only after the token costs were measured on this machine, and if all settings of the pair are available, such
     as the API key of its checker.
     """
-    from arbitrage_cli.app.naming import choose_models, router_now  # with NumPy
+    from arbitrage_cli.app.asking.naming import choose_models, router_now  # with NumPy
     from arbitrage_cli.app.options import Options
     from arbitrage_cli.costs.pair import PairCosts
     from arbitrage_cli.costs.store import find_measurements

@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from arbitrage_cli.app.asking.naming import word_for
 from arbitrage_cli.app.models import LocalModel, Model, RemoteModel, WriterOptions, Writers
-from arbitrage_cli.app.naming import word_for
 from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.token_ids import refuse_memory, refuse_other_token_ids, refuse_other_vocabularies

@@ -16,6 +16,7 @@ from functools import partial
 from inspect import GEN_RUNNING, getgeneratorstate
 from typing import TYPE_CHECKING, NoReturn, Unpack
 
+from arbitrage_cli.app.asking.request import ask
 from arbitrage_cli.app.attempts import InOrder
 from arbitrage_cli.app.call import (
     CallOptions,
@@ -34,7 +35,6 @@ from arbitrage_cli.app.decide import NO_CHECKS
 from arbitrage_cli.app.options import AdviceOptions, Options, validated_option
 from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import ask
 from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import ProblemError, UsageError

@@ -6,10 +6,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from arbitrage_cli.app.asking.naming import NamedModels, writing
+from arbitrage_cli.app.asking.request import Request
 from arbitrage_cli.app.decide import approximate_costs
-from arbitrage_cli.app.naming import NamedModels, writing
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.measure import measure_and_keep
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.probing import PROBE_SECONDS

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from arbitrage_cli import __version__
-from arbitrage_cli.app.resume import check_data_set
+from arbitrage_cli.app.asking.resume import check_data_set
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.errors import UsageError

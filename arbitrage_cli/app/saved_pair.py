@@ -4,8 +4,8 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from arbitrage_cli.app.naming import absolute_place
-from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.asking.naming import absolute_place
+from arbitrage_cli.app.asking.request import Request
 from arbitrage_cli.inference.servers.address import variable_of_key
 from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry
 from arbitrage_cli.numbers import formatting

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
+from arbitrage_cli.app.asking.resume import Resumed
 from arbitrage_cli.app.options import ProblemOptions
-from arbitrage_cli.app.resume import Resumed
 from arbitrage_cli.errors import MAX_SHOWN, UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.datasets import load_dataset

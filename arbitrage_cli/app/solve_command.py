@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Self
 
-from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.asking.request import Request
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import frozen
 

@@ -59,8 +59,8 @@ def bench(
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
     from arbitrage_cli.app.ask_run import ask_for_run
+    from arbitrage_cli.app.asking.request import ask_to_compare
     from arbitrage_cli.app.bench import run_bench
-    from arbitrage_cli.app.request import ask_to_compare
     from arbitrage_cli.app.start import session_of
     from arbitrage_cli.runs.records import BENCH
 

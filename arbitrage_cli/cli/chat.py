@@ -45,8 +45,8 @@ def chat(*, options: Options, output: OutputOptions) -> None:
       arbitrage chat --pair llama3
       arbitrage chat --tau fast
     """
+    from arbitrage_cli.app.asking.request import ask
     from arbitrage_cli.app.conversation import RoutedConversation
-    from arbitrage_cli.app.request import ask
     from arbitrage_cli.app.start import open_session
     from arbitrage_cli.problems.tasks import find_task
 

@@ -106,7 +106,7 @@ def is_confirmed(question: str) -> bool:
 
 
 def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> "RunFigures":
-    from arbitrage_cli.app.locate import card_of_run  # NumPy is slow to import
+    from arbitrage_cli.app.asking.locate import card_of_run  # NumPy is slow to import
     from arbitrage_cli.costs.pair import parse_prices
     from arbitrage_cli.evaluation.metrics import figures
 

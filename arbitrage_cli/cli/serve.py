@@ -26,7 +26,7 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
       arbitrage serve --pair llama3
       arbitrage serve --port 9000 --concurrency 16 --tau balanced
     """
-    from arbitrage_cli.app.request import ask
+    from arbitrage_cli.app.asking.request import ask
     from arbitrage_cli.app.serve import serve_pair
     from arbitrage_cli.app.start import session_of
     from arbitrage_cli.problems.tasks import find_task

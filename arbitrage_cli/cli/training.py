@@ -41,8 +41,8 @@ def collect(
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
     from arbitrage_cli.app.ask_run import ask_for_run
+    from arbitrage_cli.app.asking.request import ask_to_collect
     from arbitrage_cli.app.collect import Collection
-    from arbitrage_cli.app.request import ask_to_collect
     from arbitrage_cli.app.start import open_session
     from arbitrage_cli.app.stored_run import offering_to_resume
     from arbitrage_cli.runs.folder import RunFolder

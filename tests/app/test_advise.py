@@ -16,8 +16,8 @@ from pairs_file import add_pair
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advice_folder, advise_pair
-from arbitrage_cli.app.locate import card_of_run
-from arbitrage_cli.app.naming import choose_models
+from arbitrage_cli.app.asking.locate import card_of_run
+from arbitrage_cli.app.asking.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.errors import UsageError

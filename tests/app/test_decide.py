@@ -13,11 +13,11 @@ from pairs_file import add_pair
 from scripted_models import Continuation, ScriptedBackend
 from small_routers import write_router
 
+from arbitrage_cli.app.asking.naming import router_now
+from arbitrage_cli.app.asking.request import Request, Use, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.decide import available_router, decide, extend
 from arbitrage_cli.app.gather import gather
-from arbitrage_cli.app.naming import router_now
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Request, Use, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.start import open_session
 from arbitrage_cli.costs.store import (
     Tuned,

@@ -12,11 +12,11 @@ from gguf import GGUFValueType as Kind
 from pairs_file import add_pair
 
 from arbitrage_cli import open_pair
+from arbitrage_cli.app.asking.request import Request, ask, ask_to_collect
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.model_info import describe_models
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Request, ask, ask_to_collect
 from arbitrage_cli.display.model_facts import file_facts
 from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry
 from arbitrage_cli.runs.run import Setup

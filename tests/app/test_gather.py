@@ -17,13 +17,13 @@ from made_up_runs import typed_figures
 from made_up_tuning import make_tuned, unit_costs
 
 from arbitrage_cli.app.ask_advice import advise_pair
+from arbitrage_cli.app.asking.naming import choose_models
+from arbitrage_cli.app.asking.request import ask, ask_to_compare
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import fetch_and_gather
-from arbitrage_cli.app.naming import choose_models
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.app.prepare import measure_costs
-from arbitrage_cli.app.request import ask, ask_to_compare
 from arbitrage_cli.costs.store import (
     Tuned,
     keep_tuned,

@@ -15,12 +15,12 @@ from pairs_file import add_pair
 from small_routers import write_router
 
 from arbitrage_cli.app import plan as plans
-from arbitrage_cli.app import resume
+from arbitrage_cli.app.asking import resume
+from arbitrage_cli.app.asking.request import Request, ask, ask_to_compare
+from arbitrage_cli.app.asking.resume import Resumed, restore
 from arbitrage_cli.app.decide import RequestFacts, decide
 from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Request, ask, ask_to_compare
-from arbitrage_cli.app.resume import Resumed, restore
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import read_pairs

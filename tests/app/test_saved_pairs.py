@@ -20,11 +20,11 @@ from test_agree import Answering
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
+from arbitrage_cli.app.asking.request import ask
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import AdviceOptions, Options
-from arbitrage_cli.app.request import ask
 from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import PairNotSavedError
 from arbitrage_cli.model_files.checksums import sha256_of

@@ -16,7 +16,7 @@ from made_up_runs import COLUMNS, MadeUp, as_run, describe, failed, make_run, pa
 from marks import rarely
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
-from arbitrage_cli.app.locate import card_of_run
+from arbitrage_cli.app.asking.locate import card_of_run
 from arbitrage_cli.display.page import TEMPLATES, TracePacker, render
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.routing.policies import POLICIES

@@ -26,7 +26,7 @@ from made_up_runs import (
     unscored,
 )
 
-from arbitrage_cli.app.locate import card_of_run
+from arbitrage_cli.app.asking.locate import card_of_run
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.evaluation.figures import Estimate, shown_figures

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up_runs import make_run, write_run_folder
 
-from arbitrage_cli.app.locate import card_of_run
+from arbitrage_cli.app.asking.locate import card_of_run
 from arbitrage_cli.app.plan import plan_without_models
 from arbitrage_cli.app.preview import preview
 from arbitrage_cli.display.page import TracePacker, render

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from arbitrage_cli.app.locate import card_of_run
+from arbitrage_cli.app.asking.locate import card_of_run
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.unit_costs import UnitCosts

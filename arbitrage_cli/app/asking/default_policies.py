@@ -1,6 +1,6 @@
 """The policies that a pair's entry names, and those that `bench` and `advise` compare if the user names none."""
 
-from arbitrage_cli.app.naming import NamedModels
+from arbitrage_cli.app.asking.naming import NamedModels
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import PairEntry

@@ -1,7 +1,7 @@
 """Resumes a run: restores the options with which it began, and decides which policies and problems are added to it.
 
 An option that is typed now must have the same value as in the run. All other options come from the run, whatever settings,
-variables and pairs say today. They are restored once, before anything else. `app.locate` then finds the models of the run.
+variables and pairs say today. They are restored once, before anything else. `app.asking.locate` then finds the models of the run.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,7 @@
 """Checks what a command or a call asks for, before anything is measured. `app.decide` decides the rest.
 
-If the command resumes a run, its options were restored before (`app.resume`), and its models are found where they lie now
-(`app.locate`). No model is loaded, and no server of a model is asked. The only models that are downloaded here are those that
+If the command resumes a run, its options were restored before (`app.asking.resume`), and its models are found where they lie now
+(`app.asking.locate`). No model is loaded, and no server of a model is asked. The only models that are downloaded here are those that
 are typed when a run is resumed.
 This module imports NumPy, so commands import it only when they need it.
 """
@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from arbitrage_cli.app.default_policies import policies_of_advice, policies_of_bench, routing_of_pair
-from arbitrage_cli.app.locate import models_of_run
-from arbitrage_cli.app.naming import NamedModels, NamedRouter, choose_models, system_of
-from arbitrage_cli.app.needs import (
+from arbitrage_cli.app.asking.default_policies import policies_of_advice, policies_of_bench, routing_of_pair
+from arbitrage_cli.app.asking.locate import models_of_run
+from arbitrage_cli.app.asking.naming import NamedModels, NamedRouter, choose_models, system_of
+from arbitrage_cli.app.asking.needs import (
     needed_models,
     needed_roles,
     refuse,
@@ -22,9 +22,9 @@ from arbitrage_cli.app.needs import (
     refuse_useless,
     with_tau_of_policy,
 )
+from arbitrage_cli.app.asking.resume import Resumed, restore
 from arbitrage_cli.app.options import Options, RewardSource
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.resume import Resumed, restore
 from arbitrage_cli.costs.memory import check_concurrency
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from arbitrage_cli.app.naming import (
+from arbitrage_cli.app.asking.naming import (
     NamedModels,
     NamedRouter,
     choose_pair,
@@ -22,8 +22,8 @@ from arbitrage_cli.app.naming import (
     template_sha256,
     word_for,
 )
+from arbitrage_cli.app.asking.resume import Resumed, asked_value, differs, with_checksum
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.resume import Resumed, asked_value, differs, with_checksum
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.model_files.checksums import sha256_seen

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from arbitrage_cli.app.naming import Sources
+from arbitrage_cli.app.asking.naming import Sources
 from arbitrage_cli.app.options import Options, RunCode
 from arbitrage_cli.errors import ProgramsNotAllowedError, UsageError
 from arbitrage_cli.model_files.pairs import is_served

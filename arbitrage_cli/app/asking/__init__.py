@@ -1,0 +1,1 @@
+"""What the user asked for, checked before anything is downloaded or measured."""
