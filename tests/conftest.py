@@ -48,8 +48,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 def _no_load() -> Iterator[None]:
     """No core counts as taken by other programs, for whose load each command would wait for a fifth of a second."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("arbitrage_cli.app.prepare.free_cores", logical_processors)
-        patched.setattr("arbitrage_cli.app.prepare.other_cores", lambda seconds: 0.0)
+        patched.setattr("arbitrage_cli.app.deciding.prepare.free_cores", logical_processors)
+        patched.setattr("arbitrage_cli.app.deciding.prepare.other_cores", lambda seconds: 0.0)
         patched.setattr("arbitrage_cli.costs.probing.other_seconds", float)
         yield
 

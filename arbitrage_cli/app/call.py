@@ -8,7 +8,7 @@ from reprlib import repr as short
 from typing import Any, TypedDict
 
 from arbitrage_cli.app.asking.needs import needed_models, refuse_on_servers, refuse_useless, with_tau_of_policy
-from arbitrage_cli.app.decide import NO_CHECKS, refuse_without_thinking
+from arbitrage_cli.app.deciding.decide import NO_CHECKS, refuse_without_thinking
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow

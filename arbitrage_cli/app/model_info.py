@@ -146,8 +146,8 @@ def _quantization(file_type: int | None) -> str | None:
 
 def describe_model(source: str, pair: PairEntry | None = None) -> Json:
     """Describe a model from its files. Raises ModelFileError if a file is missing or invalid."""
-    from arbitrage_cli.app.decide import THINK_CONTEXT_SIZE  # with NumPy
-    from arbitrage_cli.app.gather import prompt_of
+    from arbitrage_cli.app.deciding.decide import THINK_CONTEXT_SIZE  # with NumPy
+    from arbitrage_cli.app.deciding.gather import prompt_of
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 
     files = local_files(source)

@@ -12,10 +12,10 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.asking.naming import word_for
+from arbitrage_cli.app.deciding.plan import Plan
+from arbitrage_cli.app.deciding.token_ids import refuse_memory, refuse_other_token_ids, refuse_other_vocabularies
 from arbitrage_cli.app.models import LocalModel, Model, RemoteModel, WriterOptions, Writers
-from arbitrage_cli.app.plan import Plan
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.token_ids import refuse_memory, refuse_other_token_ids, refuse_other_vocabularies
 from arbitrage_cli.costs.memory import Need, check_memory, memory_needed, rollback_of
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
 from arbitrage_cli.inference.backend import clock_for

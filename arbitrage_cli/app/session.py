@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Protocol
 
-from arbitrage_cli.app.gather import machine_facts
+from arbitrage_cli.app.deciding.gather import machine_facts
+from arbitrage_cli.app.deciding.plan import Plan
+from arbitrage_cli.app.deciding.prepare import warn_of_load
 from arbitrage_cli.app.models import RemoteModel
 from arbitrage_cli.app.open_models import OpenModels
-from arbitrage_cli.app.plan import Plan
-from arbitrage_cli.app.prepare import warn_of_load
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.inference.sampling import Sampler

@@ -130,7 +130,7 @@ def _propose(options: Options, *, as_json: bool) -> bool:
 def _costs(options: Options, output: OutputOptions, *, as_json: bool) -> int:
     """Measure and show token costs. Raises UsageError if a flag has no effect on them."""
     from arbitrage_cli.app.asking.naming import choose_models  # slow to import
-    from arbitrage_cli.app.prepare import measure_costs
+    from arbitrage_cli.app.deciding.prepare import measure_costs
     from arbitrage_cli.display.table import write_costs
     from arbitrage_cli.problems.tasks import find_task
 

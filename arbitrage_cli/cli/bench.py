@@ -81,7 +81,7 @@ def bench(
 
 
 def _show_preview(asked: "AskedRun") -> None:
-    from arbitrage_cli.app.plan import plan_without_models
+    from arbitrage_cli.app.deciding.plan import plan_without_models
     from arbitrage_cli.app.preview import preview
     from arbitrage_cli.display.run_facts import plan_facts
 

@@ -15,8 +15,8 @@ from made_up_runs import figures
 from made_up_tuning import pretend, unit_costs
 
 from arbitrage_cli.app.bench import regrade
+from arbitrage_cli.app.deciding.plan import plan_without_models
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.plan import plan_without_models
 from arbitrage_cli.app.preview import Preview, preview
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.costs.store import tuned_file

@@ -11,8 +11,8 @@ from made_up_tuning import FAST_READER, NO_GAIN, pretend
 from pairs_file import add_pair
 
 from arbitrage_cli import ServerError, UsageError, open_pair
+from arbitrage_cli.app.deciding.prepare import fetch
 from arbitrage_cli.app.pair import Pair
-from arbitrage_cli.app.prepare import fetch
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
 
@@ -51,7 +51,7 @@ def test_a_second_thread_is_refused_while_a_call_loads_the_checker(monkeypatch: 
         assert refused.wait(60)
         return fetch(*given, **options)
 
-    monkeypatch.setattr("arbitrage_cli.app.plan.fetch", slow)
+    monkeypatch.setattr("arbitrage_cli.app.deciding.plan.fetch", slow)
     with open_pair(pair="builtin") as pair:
         answers = list[str | None]()
         first = threading.Thread(target=lambda: answers.append(pair.solve(QUESTION, policy="agree").answer))

@@ -15,8 +15,8 @@ from small_routers import write_router
 
 from arbitrage_cli.app.asking.naming import router_now
 from arbitrage_cli.app.asking.request import Request, Use, ask, ask_to_collect, ask_to_compare
-from arbitrage_cli.app.decide import available_router, decide, extend
-from arbitrage_cli.app.gather import gather
+from arbitrage_cli.app.deciding.decide import available_router, decide, extend
+from arbitrage_cli.app.deciding.gather import gather
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.start import open_session
 from arbitrage_cli.costs.store import (
@@ -301,7 +301,7 @@ def test_a_busy_machine_is_noted_before_a_run_whose_models_compute_with_several_
     """Models with all layers on a GPU do not."""
     card = replace(ScriptedBackend("s", lambda *given: Continuation("", 1.0), LoadOptions()).card, threads=threads)
     monkeypatch.setattr(ScriptedBackend, "card", replace(card, gpu_layers=gpu_layers))
-    monkeypatch.setattr("arbitrage_cli.app.prepare.free_cores", lambda: free)
+    monkeypatch.setattr("arbitrage_cli.app.deciding.prepare.free_cores", lambda: free)
     with open_session(ask(replace(PLAIN, policy="target"), MATH), shown := Shown()) as session:
         session.load()
     assert [words for words in noted if words in " ".join(shown.notes)] == noted

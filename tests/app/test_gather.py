@@ -20,10 +20,10 @@ from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.asking.naming import choose_models
 from arbitrage_cli.app.asking.request import ask, ask_to_compare
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.decide import decide
-from arbitrage_cli.app.gather import fetch_and_gather
+from arbitrage_cli.app.deciding.decide import decide
+from arbitrage_cli.app.deciding.gather import fetch_and_gather
+from arbitrage_cli.app.deciding.prepare import measure_costs
 from arbitrage_cli.app.options import AdviceOptions, Options
-from arbitrage_cli.app.prepare import measure_costs
 from arbitrage_cli.costs.store import (
     Tuned,
     keep_tuned,
@@ -59,7 +59,7 @@ def measured(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str
         return made
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
-    monkeypatch.setattr("arbitrage_cli.app.prepare.measure_and_keep", measure)
+    monkeypatch.setattr("arbitrage_cli.app.deciding.prepare.measure_and_keep", measure)
     return calls
 
 
@@ -129,7 +129,7 @@ def test_costs_that_another_process_measures_are_awaited(measured: list[list[str
 def test_costs_are_measured_beside_a_process_that_does_not_end(
     measured: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arbitrage_cli.app.prepare.MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("arbitrage_cli.app.deciding.prepare.MAX_WAIT_SECONDS", 0.01)
     with measuring_elsewhere():
         fetch_and_gather(ask(typed(**FILES, policy="speculative"), MATH), Shown(), lambda role: None)
     assert measured == [BOTH]
@@ -156,7 +156,7 @@ def test_disturbed_costs_are_measured_again_as_soon_as_the_processor_is_idle(
 ) -> None:
     """If the policy depends on them. The command says what has changed."""
     load = [0.3]
-    monkeypatch.setattr("arbitrage_cli.app.prepare.other_cores", lambda seconds: load[0])
+    monkeypatch.setattr("arbitrage_cli.app.deciding.prepare.other_cores", lambda seconds: load[0])
     keep_disturbed(threads=2)
     request = ask(typed(**FILES, policy=policy), MATH)
     uses_costs = policy == "speculative"
@@ -184,7 +184,7 @@ def test_disturbed_costs_are_measured_again_as_soon_as_the_processor_is_idle(
 def test_a_run_remembers_that_its_costs_were_disturbed(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run keeps its costs, even if good ones are known now."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
-    monkeypatch.setattr("arbitrage_cli.app.prepare.other_cores", lambda seconds: 1.0)
+    monkeypatch.setattr("arbitrage_cli.app.deciding.prepare.other_cores", lambda seconds: 1.0)
     write_problems(quick_path / "problems.jsonl", ("5 + 6",))
     keep_disturbed()
     options = typed(**FILES, policy="target,draft", max_tokens=4)

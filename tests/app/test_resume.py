@@ -14,12 +14,12 @@ from made_up_tuning import pretend, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
 
-from arbitrage_cli.app import plan as plans
 from arbitrage_cli.app.asking import resume
 from arbitrage_cli.app.asking.request import Request, ask, ask_to_compare
 from arbitrage_cli.app.asking.resume import Resumed, restore
-from arbitrage_cli.app.decide import RequestFacts, decide
-from arbitrage_cli.app.gather import gather
+from arbitrage_cli.app.deciding import plan as plans
+from arbitrage_cli.app.deciding.decide import RequestFacts, decide
+from arbitrage_cli.app.deciding.gather import gather
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.inference.unit_costs import UnitCosts

@@ -22,8 +22,8 @@ from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.asking.request import ask
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.decide import decide
-from arbitrage_cli.app.gather import gather
+from arbitrage_cli.app.deciding.decide import decide
+from arbitrage_cli.app.deciding.gather import gather
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import PairNotSavedError
@@ -187,7 +187,7 @@ def test_nothing_is_written_without_a_verdict(home: Path, attempts: Attempts) ->
 
 def test_nothing_is_written_that_follows_from_disturbed_costs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten busy seconds would otherwise decide for good. Once the costs are good, the same command saves the pair."""
-    monkeypatch.setattr("arbitrage_cli.app.prepare.other_cores", lambda seconds: 8.0)
+    monkeypatch.setattr("arbitrage_cli.app.deciding.prepare.other_cores", lambda seconds: 8.0)
     for is_disturbed in (True, False):
         tuned_file().unlink()
         pretend(tuned_file(), NOTHING_CAN_PAY)

@@ -31,7 +31,7 @@ import made_up_policy
 from hurry import hurry
 from scripted_models import Arithmetic, Continuation
 
-from arbitrage_cli.app import prepare
+from arbitrage_cli.app.deciding import prepare
 from arbitrage_cli.cli.main import main
 from arbitrage_cli.costs import probing
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle

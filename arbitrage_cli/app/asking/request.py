@@ -1,4 +1,4 @@
-"""Checks what a command or a call asks for, before anything is measured. `app.decide` decides the rest.
+"""Checks what a command or a call asks for, before anything is measured. `app.deciding.decide` decides the rest.
 
 If the command resumes a run, its options were restored before (`app.asking.resume`), and its models are found where they lie now
 (`app.asking.locate`). No model is loaded, and no server of a model is asked. The only models that are downloaded here are those that

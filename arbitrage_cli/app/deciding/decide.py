@@ -1,6 +1,6 @@
 """Decides how a command solves problems: its models, routes, limits and settings. No model is loaded, and no file is read.
 
-`decide` is a pure function of a request and of the facts that `app.gather` collects. A command calls it once. A resumed run
+`decide` is a pure function of a request and of the facts that `app.deciding.gather` collects. A command calls it once. A resumed run
 keeps its decisions; `extend` decides only what is added.
 """
 

@@ -1,6 +1,6 @@
-"""Gathers the facts for `app.decide`: files, token costs, facts from servers and chat templates, and this machine.
+"""Gathers the facts for `app.deciding.decide`: files, token costs, facts from servers and chat templates, and this machine.
 
-`app.prepare` downloads missing files and measures missing token costs first.
+`app.deciding.prepare` downloads missing files and measures missing token costs first.
 """
 
 import platform
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from arbitrage_cli.app.asking.naming import label_of, router_now, template_sha256
 from arbitrage_cli.app.asking.request import Request
-from arbitrage_cli.app.decide import ModelFacts, RequestFacts
+from arbitrage_cli.app.deciding.decide import ModelFacts, RequestFacts
+from arbitrage_cli.app.deciding.prepare import fetch, measure_missing
+from arbitrage_cli.app.deciding.token_ids import refuse_other_token_ids
 from arbitrage_cli.app.models import RemoteModel
-from arbitrage_cli.app.prepare import fetch, measure_missing
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.token_ids import refuse_other_token_ids
 from arbitrage_cli.costs.store import (
     Tuned,
     find_measurements,

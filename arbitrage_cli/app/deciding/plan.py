@@ -10,11 +10,11 @@ from arbitrage_cli.app.asking.naming import NamedRouter, places_of, router_now
 from arbitrage_cli.app.asking.needs import needed_roles
 from arbitrage_cli.app.asking.request import Request, Use
 from arbitrage_cli.app.asking.resume import GROWING, Resumed, added_policies, asked_of, find_route
-from arbitrage_cli.app.decide import ModelsFacts, RequestFacts, available_router, choice_of, decide, extend
-from arbitrage_cli.app.gather import OpenServed, fetch_and_gather, gather
-from arbitrage_cli.app.prepare import fetch
+from arbitrage_cli.app.deciding.decide import ModelsFacts, RequestFacts, available_router, choice_of, decide, extend
+from arbitrage_cli.app.deciding.gather import OpenServed, fetch_and_gather, gather
+from arbitrage_cli.app.deciding.prepare import fetch
+from arbitrage_cli.app.deciding.solve_command import SolveCommand
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.solve_command import SolveCommand
 from arbitrage_cli.costs.store import find_measurements, threads_without_costs
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.pairs import hub_name, local_files

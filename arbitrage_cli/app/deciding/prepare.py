@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arbitrage_cli.app.asking.naming import NamedModels, writing
 from arbitrage_cli.app.asking.request import Request
-from arbitrage_cli.app.decide import approximate_costs
+from arbitrage_cli.app.deciding.decide import approximate_costs
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.costs.measure import measure_and_keep
 from arbitrage_cli.costs.pair import PairCosts

@@ -1,0 +1,1 @@
+"""Decides how a request is answered, from facts that are gathered first."""
