@@ -408,7 +408,7 @@ def test_an_interrupt_after_an_advice_leaves_the_pair_open(home: Path, monkeypat
     with scripted() as pair:
         with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
             patched.setattr(
-                "arbitrage_cli.app.open_models.OpenModels.load", interrupted
+                "arbitrage_cli.app.opening.open_models.OpenModels.load", interrupted
             )  # while the models are loaded again
             pair.advise([QUESTION], minutes=1)
             pair.solve(QUESTION)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from arbitrage_cli.app.attempts import Attempt
 from arbitrage_cli.app.bench import BenchRun
+from arbitrage_cli.app.opening.session import OpenSession
 from arbitrage_cli.app.options import AdviceOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.selection import Selection
-from arbitrage_cli.app.session import OpenSession
 from arbitrage_cli.app.stored_run import offering_to_resume
 from arbitrage_cli.errors import DefectError, PairNotSavedError
 from arbitrage_cli.evaluation.bounds import Bound, bounds_of_run

@@ -9,8 +9,8 @@ from typing import Any, TypedDict
 
 from arbitrage_cli.app.asking.needs import needed_models, refuse_on_servers, refuse_useless, with_tau_of_policy
 from arbitrage_cli.app.deciding.decide import NO_CHECKS, refuse_without_thinking
+from arbitrage_cli.app.opening.session import Session
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler

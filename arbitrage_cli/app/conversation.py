@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 
 from arbitrage_cli.app.call import PairCall, Solution
-from arbitrage_cli.app.session import Session
+from arbitrage_cli.app.opening.session import Session
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Job, Refusals
 from arbitrage_cli.model_files.pairs import is_built_in

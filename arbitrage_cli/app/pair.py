@@ -33,9 +33,9 @@ from arbitrage_cli.app.call import (
 from arbitrage_cli.app.conversation import Conversation
 from arbitrage_cli.app.deciding.decide import NO_CHECKS
 from arbitrage_cli.app.deciding.plan import Plan
+from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.options import AdviceOptions, Options, validated_option
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler

@@ -9,9 +9,9 @@ from ipaddress import ip_address
 from socket import socket
 
 from arbitrage_cli.app.call import with_thinking
+from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
-from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.servers.address import is_private

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from arbitrage_cli.app.attempts import Attempt, InOrder
 from arbitrage_cli.app.loop import Loop, Stopwatch
+from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.problem_source import InputLine, Problems, Source
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.run_record import run_of, with_loaded
-from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.app.stored_run import offering_to_resume
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.numbers import formatting

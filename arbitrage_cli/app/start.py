@@ -11,9 +11,9 @@ from arbitrage_cli.app.deciding.decide import with_checker
 from arbitrage_cli.app.deciding.gather import OpenServed, model_facts
 from arbitrage_cli.app.deciding.plan import Plan, make_plan, with_models_for
 from arbitrage_cli.app.models import RemoteModel
-from arbitrage_cli.app.open_models import OpenModels, served_models
+from arbitrage_cli.app.opening.open_models import OpenModels, served_models
+from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.session import OpenSession, Session
 from arbitrage_cli.errors import ServerError
 from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.types import ModelRole

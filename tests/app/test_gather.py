@@ -256,7 +256,7 @@ def test_models_that_are_too_large_are_refused_before_they_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("arbitrage_cli.costs.memory.total_memory", lambda: 1)
-    for module in ("app.open_models", "costs.measure"):
+    for module in ("app.opening.open_models", "costs.measure"):
         monkeypatch.setattr(f"arbitrage_cli.{module}.open_model", lambda *given: pytest.fail("the model was loaded"))
     options = typed(target="builtin:target", policy="target")
     measuring = refused(measure_costs, choose_models(options, MATH), Shown(), offline=True)

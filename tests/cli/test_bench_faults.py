@@ -145,7 +145,7 @@ def test_signal_keeps_whole_rows(here: Path, golden: Golden, signals: Sequence[i
 
 
 def test_interrupt_while_models_load_is_one_line_and_makes_nothing(here: Path) -> None:
-    result = bench(here, interrupt_in="arbitrage_cli.app.open_models.open_model")
+    result = bench(here, interrupt_in="arbitrage_cli.app.opening.open_models.open_model")
     assert (result.code, result.out, result.err.splitlines()[-1]) == (130, "", "arbitrage: interrupted")
     assert not (here / "run").exists()
 

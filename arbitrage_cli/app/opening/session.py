@@ -11,7 +11,7 @@ from arbitrage_cli.app.deciding.gather import machine_facts
 from arbitrage_cli.app.deciding.plan import Plan
 from arbitrage_cli.app.deciding.prepare import warn_of_load
 from arbitrage_cli.app.models import RemoteModel
-from arbitrage_cli.app.open_models import OpenModels
+from arbitrage_cli.app.opening.open_models import OpenModels
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.inference.sampling import Sampler

@@ -1,0 +1,1 @@
+"""The plan and the models that are open."""
