@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arbitrage_cli.app.attempts import Attempt
+from arbitrage_cli.app.attempts.attempts import Attempt
+from arbitrage_cli.app.attempts.selection import Selection
+from arbitrage_cli.app.attempts.stored_run import offering_to_resume
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.opening.session import OpenSession
 from arbitrage_cli.app.options import AdviceOptions
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.selection import Selection
-from arbitrage_cli.app.stored_run import offering_to_resume
 from arbitrage_cli.errors import DefectError, PairNotSavedError
 from arbitrage_cli.evaluation.bounds import Bound, bounds_of_run
 from arbitrage_cli.evaluation.figures import PolicyFigures

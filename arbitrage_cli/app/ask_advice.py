@@ -15,12 +15,12 @@ from arbitrage_cli.app.asking.naming import NamedModels, choose_models, names_of
 from arbitrage_cli.app.asking.needs import needed_models, permitted
 from arbitrage_cli.app.asking.request import Request, ask_to_compare
 from arbitrage_cli.app.asking.resume import Resumed, restore, settings_of
+from arbitrage_cli.app.attempts.selection import Selection, sample_of, select_problems
 from arbitrage_cli.app.deciding.prepare import fetch
 from arbitrage_cli.app.deciding.solve_command import SolveCommand
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.saved_pair import entry_of
-from arbitrage_cli.app.selection import Selection, sample_of, select_problems
 from arbitrage_cli.app.start import session_of
 from arbitrage_cli.costs.store import loading_of, machine_here
 from arbitrage_cli.errors import PairNotSavedError

@@ -10,9 +10,9 @@ from arbitrage_cli.app.asking.naming import names_of
 from arbitrage_cli.app.asking.needs import permitted
 from arbitrage_cli.app.asking.request import Request
 from arbitrage_cli.app.asking.resume import Resumed, restore
+from arbitrage_cli.app.attempts.selection import Selection, select_problems
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.selection import Selection, select_problems
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.routing.policies import refuse_sampling

@@ -13,14 +13,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from arbitrage_cli.app.attempts import Attempt
-from arbitrage_cli.app.loop import Stopwatch
+from arbitrage_cli.app.attempts.attempts import Attempt
+from arbitrage_cli.app.attempts.loop import Stopwatch
+from arbitrage_cli.app.attempts.run_record import RunDetails
+from arbitrage_cli.app.attempts.selection import Selection
+from arbitrage_cli.app.attempts.stored_run import StoredRun, offering_to_resume
 from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.run_record import RunDetails
-from arbitrage_cli.app.selection import Selection
-from arbitrage_cli.app.stored_run import StoredRun, offering_to_resume
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
 from arbitrage_cli.problems.rows import Item

@@ -4,12 +4,12 @@ import contextlib
 import shlex
 from functools import partial
 
-from arbitrage_cli.app.attempts import Attempt
-from arbitrage_cli.app.loop import Loop, Stopwatch
+from arbitrage_cli.app.attempts.attempts import Attempt
+from arbitrage_cli.app.attempts.loop import Loop, Stopwatch
+from arbitrage_cli.app.attempts.run_record import RunDetails
+from arbitrage_cli.app.attempts.selection import Selection
+from arbitrage_cli.app.attempts.stored_run import StoredRun
 from arbitrage_cli.app.opening.session import Session
-from arbitrage_cli.app.run_record import RunDetails
-from arbitrage_cli.app.selection import Selection
-from arbitrage_cli.app.stored_run import StoredRun
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, OutputError, ProblemError
 from arbitrage_cli.numbers import formatting

@@ -17,7 +17,7 @@ from inspect import GEN_RUNNING, getgeneratorstate
 from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from arbitrage_cli.app.asking.request import ask
-from arbitrage_cli.app.attempts import InOrder
+from arbitrage_cli.app.attempts.attempts import InOrder
 from arbitrage_cli.app.call import (
     CallOptions,
     PairCall,

@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from arbitrage_cli.app.attempts import Attempt, InOrder
-from arbitrage_cli.app.loop import Loop, Stopwatch
+from arbitrage_cli.app.attempts.attempts import Attempt, InOrder
+from arbitrage_cli.app.attempts.loop import Loop, Stopwatch
+from arbitrage_cli.app.attempts.problem_source import InputLine, Problems, Source
+from arbitrage_cli.app.attempts.run_record import run_of, with_loaded
+from arbitrage_cli.app.attempts.stored_run import offering_to_resume
 from arbitrage_cli.app.opening.session import OpenSession, Session
-from arbitrage_cli.app.problem_source import InputLine, Problems, Source
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.run_record import run_of, with_loaded
-from arbitrage_cli.app.stored_run import offering_to_resume
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.rows import Item

@@ -82,7 +82,7 @@ def solve(
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
     from arbitrage_cli.app.asking.request import ask_to_solve
-    from arbitrage_cli.app.problem_source import Source
+    from arbitrage_cli.app.attempts.problem_source import Source
     from arbitrage_cli.app.solve import Destination, solve_problems
     from arbitrage_cli.app.start import session_of
 

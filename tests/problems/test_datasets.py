@@ -14,8 +14,8 @@ import fake_hub
 import pytest
 from fake_hub import COMMIT, FakeHub
 
+from arbitrage_cli.app.attempts.selection import select_problems
 from arbitrage_cli.app.options import ProblemOptions
-from arbitrage_cli.app.selection import select_problems
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems import datasets
 from arbitrage_cli.problems.datasets import DATASETS, MAX_PARQUET_CHUNK, MAX_PARQUET_TEXT, PUBLISHED, SHIPPED, load_dataset

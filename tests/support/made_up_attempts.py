@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import pytest
 from made_up_runs import make_row, parsed
 
-from arbitrage_cli.app.attempts import Attempt
+from arbitrage_cli.app.attempts.attempts import Attempt
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.runs.rows import AttemptRow
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from arbitrage_cli.app.attempts.selection import range_of
 from arbitrage_cli.app.options import InputOptions
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.selection import range_of
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import (

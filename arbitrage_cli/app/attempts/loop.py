@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arbitrage_cli.app.attempts import Attempt, RunCounts
+from arbitrage_cli.app.attempts.attempts import Attempt, RunCounts
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ProblemError

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from arbitrage_cli import __version__
 from arbitrage_cli.app.asking.resume import check_data_set
+from arbitrage_cli.app.attempts.selection import Selection
 from arbitrage_cli.app.opening.session import Session
-from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.numbers import formatting

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from arbitrage_cli.app.attempts import Attempt, RunCounts, missing
-from arbitrage_cli.app.loop import Loop, Stopwatch
+from arbitrage_cli.app.attempts.attempts import Attempt, RunCounts, missing
+from arbitrage_cli.app.attempts.loop import Loop, Stopwatch
+from arbitrage_cli.app.attempts.run_record import RunDetails, run_of, with_loaded
+from arbitrage_cli.app.attempts.selection import Selection
 from arbitrage_cli.app.opening.session import Session
-from arbitrage_cli.app.run_record import RunDetails, run_of, with_loaded
-from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.inference.scheduler import Scheduler
