@@ -36,7 +36,7 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
-from arbitrage_cli.app.call import python_errors
+from arbitrage_cli.app.calls.call import python_errors
 from arbitrage_cli.costs.store import keep_tuned, machine_here, tuned_file
 from arbitrage_cli.inference.sparing_clock import MAX_AGE
 from arbitrage_cli.model_files.checksums import sha256_of

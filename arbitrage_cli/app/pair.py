@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from arbitrage_cli.app.asking.request import ask
 from arbitrage_cli.app.attempts.attempts import InOrder
-from arbitrage_cli.app.call import (
+from arbitrage_cli.app.calls.call import (
     CallOptions,
     PairCall,
     Question,
@@ -30,7 +30,7 @@ from arbitrage_cli.app.call import (
     python_errors,
     resolve_call,
 )
-from arbitrage_cli.app.conversation import Conversation
+from arbitrage_cli.app.calls.conversation import Conversation
 from arbitrage_cli.app.deciding.decide import NO_CHECKS
 from arbitrage_cli.app.deciding.plan import Plan
 from arbitrage_cli.app.opening.session import OpenSession, Session

@@ -19,7 +19,7 @@ from arbitrage_cli.system.signals import Interruption, interruptible
 from arbitrage_cli.types import Finished
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.conversation import RoutedConversation
+    from arbitrage_cli.app.calls.conversation import RoutedConversation
 
 
 HELP, QUIT = "/help", "/quit"
@@ -46,7 +46,7 @@ def chat(*, options: Options, output: OutputOptions) -> None:
       arbitrage chat --tau fast
     """
     from arbitrage_cli.app.asking.request import ask
-    from arbitrage_cli.app.conversation import RoutedConversation
+    from arbitrage_cli.app.calls.conversation import RoutedConversation
     from arbitrage_cli.app.start import open_session
     from arbitrage_cli.problems.tasks import find_task
 

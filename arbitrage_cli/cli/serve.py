@@ -27,7 +27,7 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
       arbitrage serve --port 9000 --concurrency 16 --tau balanced
     """
     from arbitrage_cli.app.asking.request import ask
-    from arbitrage_cli.app.serve import serve_pair
+    from arbitrage_cli.app.calls.serve import serve_pair
     from arbitrage_cli.app.start import session_of
     from arbitrage_cli.problems.tasks import find_task
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from socket import socket
 
-from arbitrage_cli.app.call import with_thinking
+from arbitrage_cli.app.calls.call import with_thinking
 from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo

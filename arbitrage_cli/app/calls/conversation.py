@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 
-from arbitrage_cli.app.call import PairCall, Solution
+from arbitrage_cli.app.calls.call import PairCall, Solution
 from arbitrage_cli.app.opening.session import Session
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Job, Refusals

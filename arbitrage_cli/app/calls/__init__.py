@@ -1,0 +1,1 @@
+"""Answers single questions: calls of a pair, conversations, the server."""
