@@ -424,7 +424,7 @@ def test_advice_is_based_on_a_sample_of_all_questions(home: Path) -> None:
 
 
 def test_an_attempt_that_ends_at_the_limit_of_the_advice_is_no_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.app.advise.LONGEST", 0.0)
+    monkeypatch.setattr("arbitrage_cli.app.commands.advise.LONGEST", 0.0)
     with scripted() as pair:
         advice = pair.advise([QUESTION, "12 + 5"], minutes=1)
     assert (advice.num_errors, advice.figures.n) == (0, 0)

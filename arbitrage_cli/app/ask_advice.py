@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from arbitrage_cli.app.advise import Advice, advise
 from arbitrage_cli.app.ask_run import DIGEST, default_folder
 from arbitrage_cli.app.asking.default_policies import policies_of_advice
 from arbitrage_cli.app.asking.naming import NamedModels, choose_models, names_of, router_now, system_of, template_sha256
@@ -16,6 +15,7 @@ from arbitrage_cli.app.asking.needs import needed_models, permitted
 from arbitrage_cli.app.asking.request import Request, ask_to_compare
 from arbitrage_cli.app.asking.resume import Resumed, restore, settings_of
 from arbitrage_cli.app.attempts.selection import Selection, sample_of, select_problems
+from arbitrage_cli.app.commands.advise import Advice, advise
 from arbitrage_cli.app.deciding.prepare import fetch
 from arbitrage_cli.app.deciding.solve_command import SolveCommand
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions

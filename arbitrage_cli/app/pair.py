@@ -54,7 +54,7 @@ from arbitrage_cli.types import (
 )
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.advise import Advice
+    from arbitrage_cli.app.commands.advise import Advice
 
 Advise = Callable[[Iterable[str | Fields], float], "Advice"]
 """Returns advice based on questions, in at most this number of minutes."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from arbitrage_cli.app.model_info import found_models, propose_pairs
+from arbitrage_cli.app.commands.model_info import found_models, propose_pairs
 from arbitrage_cli.app.options import SOME_FAILED, AdviceOptions, Options
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import SHARED, Option
@@ -21,7 +21,7 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.machine import total_memory
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.advise import Advice
+    from arbitrage_cli.app.commands.advise import Advice
 
 
 @command(

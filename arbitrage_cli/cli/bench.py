@@ -17,7 +17,7 @@ from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.ask_run import AskedRun
-    from arbitrage_cli.app.bench import BenchRun
+    from arbitrage_cli.app.commands.bench import BenchRun
 
 
 @command(
@@ -60,7 +60,7 @@ def bench(
     """
     from arbitrage_cli.app.ask_run import ask_for_run
     from arbitrage_cli.app.asking.request import ask_to_compare
-    from arbitrage_cli.app.bench import run_bench
+    from arbitrage_cli.app.commands.bench import run_bench
     from arbitrage_cli.app.start import session_of
     from arbitrage_cli.runs.records import BENCH
 
@@ -81,8 +81,8 @@ def bench(
 
 
 def _show_preview(asked: "AskedRun") -> None:
+    from arbitrage_cli.app.commands.preview import preview
     from arbitrage_cli.app.deciding.plan import plan_without_models
-    from arbitrage_cli.app.preview import preview
     from arbitrage_cli.display.run_facts import plan_facts
 
     planned = preview(plan_without_models(asked.request), asked.selected, asked.path, asked.samples)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from arbitrage_cli.app import model_info
+from arbitrage_cli.app.commands import model_info
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, write_json

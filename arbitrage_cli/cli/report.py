@@ -160,7 +160,7 @@ def _list(folder: Path | None, explicit: frozenset[str], *, as_json: bool) -> No
 
 def _regrade(run: Path, run_code: RunCode | None, output: OutputOptions) -> None:
     from arbitrage_cli.app.asking.needs import permitted
-    from arbitrage_cli.app.bench import regrade
+    from arbitrage_cli.app.commands.bench import regrade
     from arbitrage_cli.display.run_facts import grade_change
     from arbitrage_cli.problems.tasks import find_task
     from arbitrage_cli.runs.folder import RunFolder

@@ -18,7 +18,7 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import frozen
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.solve import Solutions
+    from arbitrage_cli.app.commands.solve import Solutions
 
 
 @frozen
@@ -83,7 +83,7 @@ def solve(
     """
     from arbitrage_cli.app.asking.request import ask_to_solve
     from arbitrage_cli.app.attempts.problem_source import Source
-    from arbitrage_cli.app.solve import Destination, solve_problems
+    from arbitrage_cli.app.commands.solve import Destination, solve_problems
     from arbitrage_cli.app.start import session_of
 
     problems = problem or []

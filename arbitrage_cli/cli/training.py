@@ -43,7 +43,7 @@ def collect(
     from arbitrage_cli.app.ask_run import ask_for_run
     from arbitrage_cli.app.asking.request import ask_to_collect
     from arbitrage_cli.app.attempts.stored_run import offering_to_resume
-    from arbitrage_cli.app.collect import Collection
+    from arbitrage_cli.app.commands.collect import Collection
     from arbitrage_cli.app.start import open_session
     from arbitrage_cli.runs.folder import RunFolder
     from arbitrage_cli.runs.records import COLLECT

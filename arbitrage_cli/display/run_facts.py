@@ -11,7 +11,7 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import Json
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.preview import Preview
+    from arbitrage_cli.app.commands.preview import Preview
     from arbitrage_cli.runs.rows import AttemptRow
     from arbitrage_cli.runs.run import Run
 

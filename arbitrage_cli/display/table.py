@@ -6,7 +6,7 @@ from typing import TextIO, TypeVar
 from rich.console import RenderableType
 from rich.table import Table
 
-from arbitrage_cli.app.advise import Advice
+from arbitrage_cli.app.commands.advise import Advice
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import Tuned, tuned_file
 from arbitrage_cli.display.columns import Column, cell, columns_of, known, outcomes, size_of

@@ -13,7 +13,7 @@ from arbitrage_cli.routing.policies import DRAFT_ALONE
 from arbitrage_cli.routing.route import Route
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.advise import Advice
+    from arbitrage_cli.app.commands.advise import Advice
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
 FEW = 4  # a target that solves at most one problem in FEW is weak

@@ -14,10 +14,10 @@ from made_up_attempts import AGREE_PAYS, CAREFUL_PAYS, NOTHING_PAYS, Attempts, m
 from made_up_tuning import FAST_READER, pretend, unit_costs
 from pairs_file import add_pair
 
-from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.ask_advice import advice_folder, advise_pair
 from arbitrage_cli.app.asking.locate import card_of_run
 from arbitrage_cli.app.asking.naming import choose_models
+from arbitrage_cli.app.commands.advise import Advice
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.errors import UsageError

@@ -14,10 +14,10 @@ from faults import results, rows_of, run_json, set_aside, write_problems
 from made_up_runs import figures
 from made_up_tuning import pretend, unit_costs
 
-from arbitrage_cli.app.bench import regrade
+from arbitrage_cli.app.commands.bench import regrade
+from arbitrage_cli.app.commands.preview import Preview, preview
 from arbitrage_cli.app.deciding.plan import plan_without_models
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.preview import Preview, preview
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.display.run_facts import grade_change

@@ -13,9 +13,9 @@ from pairs_file import add_pair
 
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.asking.request import Request, ask, ask_to_collect
+from arbitrage_cli.app.commands.model_info import describe_models
 from arbitrage_cli.app.deciding.decide import decide
 from arbitrage_cli.app.deciding.gather import gather
-from arbitrage_cli.app.model_info import describe_models
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.display.model_facts import file_facts
 from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry

@@ -19,7 +19,7 @@ from made_up_tuning import make_tuned, unit_costs
 from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.asking.naming import choose_models
 from arbitrage_cli.app.asking.request import ask, ask_to_compare
-from arbitrage_cli.app.bench import BenchRun
+from arbitrage_cli.app.commands.bench import BenchRun
 from arbitrage_cli.app.deciding.decide import decide
 from arbitrage_cli.app.deciding.gather import fetch_and_gather
 from arbitrage_cli.app.deciding.prepare import measure_costs

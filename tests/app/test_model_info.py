@@ -15,7 +15,13 @@ from pairs_file import add_pair
 
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.asking.naming import choose_models
-from arbitrage_cli.app.model_info import describe_model, describe_models, describe_router, names_to_fetch, pair_bounds
+from arbitrage_cli.app.commands.model_info import (
+    describe_model,
+    describe_models,
+    describe_router,
+    names_to_fetch,
+    pair_bounds,
+)
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.display.model_facts import bound_fact

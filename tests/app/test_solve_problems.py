@@ -7,7 +7,7 @@ import pytest
 from commands import SCRIPTED, Shown, refused, solve, typed
 from faults import rows_of, write_rows
 
-from arbitrage_cli.app.solve import loading_hint
+from arbitrage_cli.app.commands.solve import loading_hint
 
 PLAIN, MISSING = typed(**SCRIPTED), typed(draft="no.gguf", target="no.gguf", policy="draft")
 LINES = '{"problem": "1 + 1", "id": "a"}\n{bad\n\n{"problem": "37 * 12 - 95", "id": "a"}\n{"problem": "who?"}\n'

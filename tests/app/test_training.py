@@ -10,7 +10,7 @@ from collected import TARGET, TARGET_SECONDS, World, questions, write_run
 from commands import refused
 from small_routers import write_router
 
-from arbitrage_cli.app.model_info import describe_router
+from arbitrage_cli.app.commands.model_info import describe_router
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.routing.presets import PRESETS, TauTable

@@ -13,7 +13,7 @@ from faults import run_json, write_rows
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.training.collected import read_run, read_states
 
-ROW = "arbitrage_cli.app.collect.Collection._row"
+ROW = "arbitrage_cli.app.commands.collect.Collection._row"
 TERMINATED = 143
 COLLECT = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
 

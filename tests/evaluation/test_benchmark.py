@@ -18,7 +18,7 @@ from scripted_models import open_scripted
 
 from arbitrage_cli.app.attempts.attempts import Attempt, RunCounts, missing
 from arbitrage_cli.app.attempts.loop import Loop, Stopwatch
-from arbitrage_cli.app.bench import plan_attempts, row_of
+from arbitrage_cli.app.commands.bench import plan_attempts, row_of
 from arbitrage_cli.app.models import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
 from arbitrage_cli.arbitrage import Flow, by_token_stats

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from made_up_runs import make_run, write_run_folder
 
 from arbitrage_cli.app.asking.locate import card_of_run
+from arbitrage_cli.app.commands.preview import preview
 from arbitrage_cli.app.deciding.plan import plan_without_models
-from arbitrage_cli.app.preview import preview
 from arbitrage_cli.display.page import TracePacker, render
 from arbitrage_cli.errors import DamagedRunError, DefectError, HubError, ModelError, RouterError, TemplateError, UsageError
 from arbitrage_cli.evaluation.metrics import figures

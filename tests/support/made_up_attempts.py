@@ -6,7 +6,7 @@ import pytest
 from made_up_runs import make_row, parsed
 
 from arbitrage_cli.app.attempts.attempts import Attempt
-from arbitrage_cli.app.bench import BenchRun
+from arbitrage_cli.app.commands.bench import BenchRun
 from arbitrage_cli.runs.rows import AttemptRow
 
 CAREFUL_PAYS = {"target": 1.0, "speculative": 0.8, "agree": 0.8, "arbitrage@careful": 0.4, "draft": 0.1}

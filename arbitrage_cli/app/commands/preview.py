@@ -7,7 +7,7 @@ from statistics import mean
 from arbitrage_cli.app.asking.resume import check_data_set
 from arbitrage_cli.app.attempts.attempts import missing
 from arbitrage_cli.app.attempts.selection import Selection
-from arbitrage_cli.app.bench import plan_attempts
+from arbitrage_cli.app.commands.bench import plan_attempts
 from arbitrage_cli.app.deciding.plan import Plan
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.routing.policies import TARGET_ALONE

@@ -10,7 +10,7 @@ from pathlib import Path
 from arbitrage_cli.app.attempts.attempts import Attempt
 from arbitrage_cli.app.attempts.selection import Selection
 from arbitrage_cli.app.attempts.stored_run import offering_to_resume
-from arbitrage_cli.app.bench import BenchRun
+from arbitrage_cli.app.commands.bench import BenchRun
 from arbitrage_cli.app.opening.session import OpenSession
 from arbitrage_cli.app.options import AdviceOptions
 from arbitrage_cli.app.protocol import Display
