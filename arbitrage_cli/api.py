@@ -3,7 +3,7 @@
 from arbitrage_cli.app.calls.call import CallOptions, Question, Solution, StreamEvent, Token, Usage
 from arbitrage_cli.app.calls.conversation import Conversation
 from arbitrage_cli.app.commands.advise import Advice
-from arbitrage_cli.app.pair import Pair, open_pair
+from arbitrage_cli.app.entries.pair import Pair, open_pair
 from arbitrage_cli.errors import (
     ArbitrageError,
     ComputeError,

@@ -37,7 +37,7 @@ def tree_of(path: Path) -> ast.Module:
 @pytest.mark.parametrize(
     ("statement", "slow"),
     [
-        ("import arbitrage_cli", "numpy llama_cpp typer rich arbitrage_cli.app.pair"),
+        ("import arbitrage_cli", "numpy llama_cpp typer rich arbitrage_cli.app.entries.pair"),
         ("from arbitrage_cli import open_pair", "typer rich"),
         ("import arbitrage_cli.cli.main", "llama_cpp numpy jinja2 huggingface_hub pydantic arbitrage_cli.display.live"),
         ("import arbitrage_cli.problems.answers", "sympy math_verify subprocess arbitrage_cli.problems.math_grader"),

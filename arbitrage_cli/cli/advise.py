@@ -64,7 +64,7 @@ def advise(
     names_models = options.pair or options.draft or options.target or _continues(advice)
     if not names_models and _propose(options, as_json=json_line):
         return 0
-    from arbitrage_cli.app.ask_advice import advise_pair  # slow to import
+    from arbitrage_cli.app.entries.ask_advice import advise_pair  # slow to import
     from arbitrage_cli.display.table import write_advice
 
     with _showing_lines(), command_display(output) as display, only_figures_on_stdout():

@@ -16,8 +16,8 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.ask_run import AskedRun
     from arbitrage_cli.app.commands.bench import BenchRun
+    from arbitrage_cli.app.entries.ask_run import AskedRun
 
 
 @command(
@@ -58,10 +58,10 @@ def bench(
       arbitrage bench --dataset math500 --pair llama3 --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
-    from arbitrage_cli.app.ask_run import ask_for_run
     from arbitrage_cli.app.asking.request import ask_to_compare
     from arbitrage_cli.app.commands.bench import run_bench
-    from arbitrage_cli.app.start import session_of
+    from arbitrage_cli.app.entries.ask_run import ask_for_run
+    from arbitrage_cli.app.entries.start import session_of
     from arbitrage_cli.runs.records import BENCH
 
     if run.dry_run and "json_line" in options.explicit:

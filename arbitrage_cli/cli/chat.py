@@ -47,7 +47,7 @@ def chat(*, options: Options, output: OutputOptions) -> None:
     """
     from arbitrage_cli.app.asking.request import ask
     from arbitrage_cli.app.calls.conversation import RoutedConversation
-    from arbitrage_cli.app.start import open_session
+    from arbitrage_cli.app.entries.start import open_session
     from arbitrage_cli.problems.tasks import find_task
 
     with contextlib.ExitStack() as stack:

@@ -28,7 +28,7 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
     """
     from arbitrage_cli.app.asking.request import ask
     from arbitrage_cli.app.calls.serve import serve_pair
-    from arbitrage_cli.app.start import session_of
+    from arbitrage_cli.app.entries.start import session_of
     from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display:

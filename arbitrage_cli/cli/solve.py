@@ -84,7 +84,7 @@ def solve(
     from arbitrage_cli.app.asking.request import ask_to_solve
     from arbitrage_cli.app.attempts.problem_source import Source
     from arbitrage_cli.app.commands.solve import Destination, solve_problems
-    from arbitrage_cli.app.start import session_of
+    from arbitrage_cli.app.entries.start import session_of
 
     problems = problem or []
     _check_quotes(problems)

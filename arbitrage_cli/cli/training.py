@@ -40,11 +40,11 @@ def collect(
       arbitrage collect --dataset builtin-dev -o runs/states
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
-    from arbitrage_cli.app.ask_run import ask_for_run
     from arbitrage_cli.app.asking.request import ask_to_collect
     from arbitrage_cli.app.attempts.stored_run import offering_to_resume
     from arbitrage_cli.app.commands.collect import Collection
-    from arbitrage_cli.app.start import open_session
+    from arbitrage_cli.app.entries.ask_run import ask_for_run
+    from arbitrage_cli.app.entries.start import open_session
     from arbitrage_cli.runs.folder import RunFolder
     from arbitrage_cli.runs.records import COLLECT
 

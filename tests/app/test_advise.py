@@ -14,10 +14,10 @@ from made_up_attempts import AGREE_PAYS, CAREFUL_PAYS, NOTHING_PAYS, Attempts, m
 from made_up_tuning import FAST_READER, pretend, unit_costs
 from pairs_file import add_pair
 
-from arbitrage_cli.app.ask_advice import advice_folder, advise_pair
 from arbitrage_cli.app.asking.locate import card_of_run
 from arbitrage_cli.app.asking.naming import choose_models
 from arbitrage_cli.app.commands.advise import Advice
+from arbitrage_cli.app.entries.ask_advice import advice_folder, advise_pair
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.errors import UsageError
@@ -122,7 +122,7 @@ def folder_of(options: Options, task: Task = MATH) -> Path:
 
 
 def test_a_run_of_models_on_servers_is_named_without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.app.ask_advice.machine_here", lambda: pytest.fail("llama.cpp is needed"))
+    monkeypatch.setattr("arbitrage_cli.app.entries.ask_advice.machine_here", lambda: pytest.fail("llama.cpp is needed"))
     first, second = (Options(draft=SERVER, target=f"{SERVER}#{name}") for name in ("small", "large"))
     assert folder_of(first) != folder_of(second)
 

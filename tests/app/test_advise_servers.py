@@ -16,11 +16,11 @@ from pairs_file import add_pair
 from test_agree import Answering
 
 from arbitrage_cli import ServerError, open_pair
-from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.asking.request import ask
 from arbitrage_cli.app.commands.advise import Advice
+from arbitrage_cli.app.entries.ask_advice import advise_pair
+from arbitrage_cli.app.entries.start import open_session
 from arbitrage_cli.app.options import AdviceOptions, Options
-from arbitrage_cli.app.start import open_session
 from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, read_pairs
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.runs.folder import read_run_folder

@@ -12,7 +12,7 @@ from pairs_file import add_pair
 
 from arbitrage_cli import ServerError, UsageError, open_pair
 from arbitrage_cli.app.deciding.prepare import fetch
-from arbitrage_cli.app.pair import Pair
+from arbitrage_cli.app.entries.pair import Pair
 from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
 

@@ -17,8 +17,8 @@ from arbitrage_cli.app.asking.naming import router_now
 from arbitrage_cli.app.asking.request import Request, Use, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.deciding.decide import available_router, decide, extend
 from arbitrage_cli.app.deciding.gather import gather
+from arbitrage_cli.app.entries.start import open_session
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.start import open_session
 from arbitrage_cli.costs.store import (
     Tuned,
     keep_tuned,

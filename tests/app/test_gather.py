@@ -16,13 +16,13 @@ from faults import rows_of, run_json, write_problems
 from made_up_runs import typed_figures
 from made_up_tuning import make_tuned, unit_costs
 
-from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.asking.naming import choose_models
 from arbitrage_cli.app.asking.request import ask, ask_to_compare
 from arbitrage_cli.app.commands.bench import BenchRun
 from arbitrage_cli.app.deciding.decide import decide
 from arbitrage_cli.app.deciding.gather import fetch_and_gather
 from arbitrage_cli.app.deciding.prepare import measure_costs
+from arbitrage_cli.app.entries.ask_advice import advise_pair
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.costs.store import (
     Tuned,

@@ -17,14 +17,14 @@ from small_routers import write_router
 
 from arbitrage_cli import rewards
 from arbitrage_cli.api import open_pair
-from arbitrage_cli.app.ask_advice import advise_pair
-from arbitrage_cli.app.ask_run import ask_for_run
 from arbitrage_cli.app.asking.needs import permitted
 from arbitrage_cli.app.asking.request import ask_to_collect, ask_to_compare
 from arbitrage_cli.app.commands.bench import regrade, run_bench
 from arbitrage_cli.app.commands.collect import Collection
+from arbitrage_cli.app.entries.ask_advice import advise_pair
+from arbitrage_cli.app.entries.ask_run import ask_for_run
+from arbitrage_cli.app.entries.start import open_session, session_of
 from arbitrage_cli.app.options import AdviceOptions, BenchOptions, CollectOptions, Options, ProblemOptions
-from arbitrage_cli.app.start import open_session, session_of
 from arbitrage_cli.errors import DamagedRunError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
 from arbitrage_cli.problems.tasks import CODE

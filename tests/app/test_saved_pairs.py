@@ -18,12 +18,12 @@ from made_up_tuning import FAST_READER, make_tuned, pretend, unit_costs
 from pairs_file import add_pair
 from test_agree import Answering
 
-from arbitrage_cli.app.ask_advice import advise_pair
 from arbitrage_cli.app.asking.request import ask
 from arbitrage_cli.app.commands.advise import Advice
 from arbitrage_cli.app.commands.bench import BenchRun
 from arbitrage_cli.app.deciding.decide import decide
 from arbitrage_cli.app.deciding.gather import gather
+from arbitrage_cli.app.entries.ask_advice import advise_pair
 from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import PairNotSavedError

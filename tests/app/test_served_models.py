@@ -19,8 +19,8 @@ from hash_language import TEMPLATE, HashBackend
 from arbitrage_cli import ServerError, open_pair
 from arbitrage_cli.app.asking.naming import choose_models
 from arbitrage_cli.app.asking.request import Use, ask
+from arbitrage_cli.app.entries.start import open_session
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.start import open_session
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 
 KEY = "sk-secret-0123"

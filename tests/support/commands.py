@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.app.ask_run import AskedRun, ask_for_run
 from arbitrage_cli.app.asking.request import ask, ask_to_collect, ask_to_compare, ask_to_solve
 from arbitrage_cli.app.attempts.problem_source import Source
 from arbitrage_cli.app.commands.bench import BenchRun, run_bench
 from arbitrage_cli.app.commands.collect import Collection
 from arbitrage_cli.app.commands.solve import Destination, Solutions, solve_problems
+from arbitrage_cli.app.entries.ask_run import AskedRun, ask_for_run
+from arbitrage_cli.app.entries.start import open_session, session_of
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, InputOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import Display, LogDisplay
-from arbitrage_cli.app.start import open_session, session_of
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.runs.folder import RunFolder

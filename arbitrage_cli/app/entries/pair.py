@@ -33,10 +33,10 @@ from arbitrage_cli.app.calls.call import (
 from arbitrage_cli.app.calls.conversation import Conversation
 from arbitrage_cli.app.deciding.decide import NO_CHECKS
 from arbitrage_cli.app.deciding.plan import Plan
+from arbitrage_cli.app.entries.start import session_of
 from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.options import AdviceOptions, Options, validated_option
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.start import session_of
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.problems.tasks import Task, find_task
@@ -303,7 +303,7 @@ def open_pair(
 
 
 def _advise(options: Options, task: Task, questions: Iterable[str | Fields], minutes: float) -> "Advice":
-    from arbitrage_cli.app.ask_advice import advise_on  # slow to import
+    from arbitrage_cli.app.entries.ask_advice import advise_on  # slow to import
 
     cleared = {"policy", "tau", "early_stop", "concurrency", "prm"}
     if not task.has_answers:

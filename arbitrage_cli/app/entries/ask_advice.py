@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from arbitrage_cli.app.ask_run import DIGEST, default_folder
 from arbitrage_cli.app.asking.default_policies import policies_of_advice
 from arbitrage_cli.app.asking.naming import NamedModels, choose_models, names_of, router_now, system_of, template_sha256
 from arbitrage_cli.app.asking.needs import needed_models, permitted
@@ -18,10 +17,11 @@ from arbitrage_cli.app.attempts.selection import Selection, sample_of, select_pr
 from arbitrage_cli.app.commands.advise import Advice, advise
 from arbitrage_cli.app.deciding.prepare import fetch
 from arbitrage_cli.app.deciding.solve_command import SolveCommand
+from arbitrage_cli.app.entries.ask_run import DIGEST, default_folder
+from arbitrage_cli.app.entries.saved_pair import entry_of
+from arbitrage_cli.app.entries.start import session_of
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.saved_pair import entry_of
-from arbitrage_cli.app.start import session_of
 from arbitrage_cli.costs.store import loading_of, machine_here
 from arbitrage_cli.errors import PairNotSavedError
 from arbitrage_cli.model_files.checksums import sha256_seen
