@@ -185,10 +185,6 @@ class Scheduler:
         self._in_flight: dict[int, _InFlight] = {}
         self._refusals = Refusals()
 
-    def add_writer(self, role: ModelRole, writer: Writer) -> None:
-        """Add a model that could not be used before. Thread-safe, because a running tick keeps the previous mapping."""
-        self._writers = {**self._writers, role: writer}
-
     def run(
         self, jobs: Iterable[Job], is_ready: Callable[[], bool] = lambda: True, refusals: Refusals | None = None
     ) -> Generator[Event, None, None]:

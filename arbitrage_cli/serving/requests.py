@@ -52,7 +52,7 @@ KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class RefusedError(ArbitrageError):
-    """The rejection of a request, with the fields of an OpenAI error. `retry_after` is in seconds."""
+    """The rejection of a request, with the fields of an OpenAI error. A client may retry after `retry_after` seconds."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class RefusedError(ArbitrageError):
         status: int = 400,
         code: str | None = None,
         parameter: str | None = None,
-        retry_after: float = 0.0,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message, hint)
         self.status = status
@@ -80,7 +80,8 @@ class Defaults:
     """The server's settings. A request may override them within the limits.
 
     `thinking` applies to requests that turn thinking on. Conversations of more than `max_chars` characters are rejected
-    without being tokenized. `always_thinks` is true if a model cannot answer without thinking.
+    without being tokenized. `always_thinks` is true if a model cannot answer without thinking. If `lacks_checker` is true,
+    requests that need the checker are refused, because other solutions must not take its place.
     """
 
     menu: Menu
@@ -89,12 +90,16 @@ class Defaults:
     sampler: Sampler
     max_chars: int
     always_thinks: bool = False
+    lacks_checker: bool = False
 
     @property
-    def policies(self) -> dict[str, Policy]:
-        """The model names to offer, with their policies. `arbitrage` selects the default policy."""
-        named = {name: POLICIES[name.partition("@")[0]] for name in self.menu.names}
-        return {OWN_NAME: self.menu.default.policy} | {name: one for name, one in named.items() if name != OWN_NAME}
+    def names(self) -> list[str]:
+        """The model names to offer. `arbitrage` selects the default policy."""
+        offered = [name for name in self.menu.names if self.can_use(POLICIES[name.partition("@")[0]])]
+        return list(dict.fromkeys([OWN_NAME, *offered]))
+
+    def can_use(self, policy: Policy) -> bool:
+        return not (self.lacks_checker and policy.compares_answers)
 
 
 class _StreamOptions(BaseModel):
@@ -221,7 +226,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         read,
         problem,
         model,
-        _greedy_if_needed(find_route(model, defaults.menu), sampler),
+        _greedy_if_needed(find_route(model, defaults), sampler),
         replace(
             limits,
             max_tokens=min(read.token_limit or limits.max_tokens, limits.max_tokens),
@@ -241,14 +246,21 @@ def _greedy_if_needed(route: Route, sampler: Sampler) -> Route:
     return route
 
 
-def find_route(name: str, menu: Menu) -> Route:
-    """Return the route for a model name. `arbitrage` selects the server's default route."""
+def find_route(name: str, defaults: Defaults) -> Route:
+    """Return the route for a model name. `arbitrage` selects the server's default route.
+
+    Raises RefusedError if the name is unknown, or the route needs a checker that cannot be used.
+    """
     try:
         if len(name) > MAX_MODEL_NAME:
             raise UsageError(f"the model name has {len(name)} characters; the limit is {MAX_MODEL_NAME}")
-        return menu.default if name == OWN_NAME else menu.find(name)
+        route = defaults.menu.default if name == OWN_NAME else defaults.menu.find(name)
     except UsageError as error:
         raise RefusedError(error.message, error.hint, status=404, code="model_not_found", parameter="model") from error
+    if not defaults.can_use(route.policy):
+        message = "the server of the checker could not be used when this server started"
+        raise RefusedError(message, "use another model", status=503, code="upstream_error", parameter="model")
+    return route
 
 
 def _read_object(body: bytes) -> Json:

@@ -33,7 +33,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, SolutionEvent
-from arbitrage_cli.serving.late_model import LateModel
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Observe, Report, Ticket, Worker
 from arbitrage_cli.system.signals import ENDING, Interruption, interruptible
@@ -115,18 +114,16 @@ class Endpoints:
     worker: Worker
     bounds: ServerBounds
     created: int  # Unix time
-    late: LateModel | None
 
     async def health(self, request: Request) -> Response:
         return JsonResponse({"status": "ok", "running": self.worker.num_running, "waiting": len(self.worker.intake)})
 
     async def models(self, request: Request) -> Response:
-        names = self.late.offered(self.defaults.policies) if self.late else self.defaults.policies
-        return JsonResponse({"object": "list", "data": [self._model(name) for name in names]})
+        return JsonResponse({"object": "list", "data": [self._model(name) for name in self.defaults.names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        find_route(name, self.defaults.menu)
+        find_route(name, self.defaults)
         return JsonResponse(self._model(name))
 
     def _model(self, name: str) -> Json:
@@ -134,12 +131,10 @@ class Endpoints:
 
     async def complete(self, request: Request) -> ASGIApp:
         chat = read_request(await _read_body(request, self.bounds), f"chatcmpl-{secrets.token_hex(12)}", self.defaults)
-        if self.late:
-            await self.late.need(chat.route.policy)
         num_open = self.worker.num_running + len(self.worker.intake)
         if num_open >= self.bounds.running + self.bounds.waiting:
             message = f"the queue is full: {num_open} requests are running or waiting"
-            raise RefusedError(message, "retry later", status=429, code="queue_full")
+            raise RefusedError(message, "retry later", status=429, code="queue_full", retry_after=MIN_RETRY_SECONDS)
         call = Exchange(chat, self.bounds)
         if not self.worker.intake.put(call.ticket):
             raise _shutting_down()
@@ -248,7 +243,7 @@ async def _read_body(request: Request, bounds: ServerBounds) -> bytes:
 
 
 def _shutting_down() -> RefusedError:
-    return RefusedError("the server is shutting down", "retry later", status=503)
+    return RefusedError("the server is shutting down", "retry later", status=503, retry_after=MIN_RETRY_SECONDS)
 
 
 class JsonResponse(JSONResponse):
@@ -264,10 +259,12 @@ def _refusal_response(error: RefusedError, *, closes: bool = False) -> Response:
     uvicorn also closes it after an internal error. A client that is not told would reuse the connection, and lose its next
     request.
     """
-    retry = {"retry-after": str(max(MIN_RETRY_SECONDS, math.ceil(error.retry_after)))}
-    headers = {401: {"www-authenticate": "Bearer"}, 429: retry, 503: retry}.get(error.status, {})
-    closing = {"connection": "close"} if closes or error.status in (408, 413, 500) else {}
-    return JsonResponse(answers.error_body(error), error.status, {**headers, **closing})
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(MIN_RETRY_SECONDS, math.ceil(error.retry_after)))
+    if closes or error.status in (408, 413, 500):
+        headers["connection"] = "close"
+    return JsonResponse(answers.error_body(error), error.status, headers)
 
 
 async def _show_error(request: Request, error: Exception) -> Response:
@@ -319,11 +316,9 @@ def bind(host: str, port: int) -> socket.socket:
 class Service:
     """An HTTP server and the worker that answers its requests."""
 
-    def __init__(
-        self, worker: Worker, defaults: Defaults, bounds: ServerBounds, access: Access, late: LateModel | None = None
-    ) -> None:
+    def __init__(self, worker: Worker, defaults: Defaults, bounds: ServerBounds, access: Access) -> None:
         self._worker = worker
-        endpoints = Endpoints(defaults, worker, bounds, int(time.time()), late)
+        endpoints = Endpoints(defaults, worker, bounds, int(time.time()))
         routes = [
             HttpRoute("/health", endpoints.health),
             HttpRoute("/v1/chat/completions", endpoints.complete, methods=["POST"]),

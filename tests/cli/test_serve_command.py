@@ -1,18 +1,15 @@
 """`arbitrage serve` as a process: where it listens, who may ask, how it ends, and what a terminal shows."""
 
-import json
 import os
 import re
 import signal
 import socket
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
 from cli import (
-    HERE,
     MODELS,
     PROGRAM,
     QUESTION,
@@ -26,7 +23,7 @@ from cli import (
     served,
 )
 from fake_chat import Api, ChatServer
-from fake_server import REFUSED, Answer, HashServer, on_loopback
+from fake_server import HashServer, on_loopback
 from hash_language import TEMPLATE, HashBackend
 from processes import awaited, ended_by
 
@@ -71,67 +68,40 @@ def test_usage_has_the_tokens_of_the_drafts_further_solutions() -> None:
     assert usage["draft_tokens"] == record["timing"]["draft"]["decode_tokens"]
 
 
-@pytest.mark.parametrize(("default", "refused_name"), [("entropy", "agree"), ("agree", "arbitrage")])
-def test_it_starts_without_a_checker_whose_server_is_down(default: str, refused_name: str) -> None:
+@pytest.mark.parametrize("problem", ["is unreachable", "has no model 'toy'"])
+def test_it_starts_without_a_checker_whose_server_cannot_be_used(problem: str) -> None:
     """The draft does not check itself instead."""
-    models = (*MODELS, "--check", "http://127.0.0.1:9/v1")
-    with served("--policy", default, models=models) as (process, client):
-        offered = {model["id"] for model in client.get("/models").json()["data"]}
-        assert offered & {"agree", "arbitrage", "target"} == {"arbitrage", "target"} - {refused_name}
-        for _ in range(3):
-            refused = client.post("/chat/completions", json={**ASKED, "model": refused_name})
-            assert (refused.status_code, "checker" in refused.text, "127.0.0.1" in refused.text) == (503, True, False)
-            assert 1 <= int(refused.headers["retry-after"]) <= 30
-        assert client.post("/chat/completions", json={**ASKED, "model": "target"}).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        log = process.communicate(timeout=TIMEOUT)[1].decode()
-    assert log.count("127.0.0.1:9 is unreachable") == 1
-
-
-@pytest.mark.parametrize("thinks", [False, True])
-def test_agree_is_offered_once_the_server_of_the_checker_answers(thinks: bool) -> None:
-    """The checker then thinks if it does so by itself, as if its server had answered at the start."""
-    checker = HashServer(backend=HashBackend("target"))
-    checker.backend.chat_template = TEMPLATE + "<think>\n" * thinks
-    checker.faulty_paths = ("",)
-    checker.faults = lambda: Answer([{}], REFUSED)
-    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"RETRY_SECONDS": 0.0, "FIRST_DELAY": 0.001}))
-    with on_loopback(checker) as address:
-        models = (*MODELS, "--check", address)
-        with served("--max-tokens", "120", models=models, program=program) as (process, client):
-
-            def ask() -> httpx2.Response:
-                return client.post("/chat/completions", json={**ASKED, "model": "agree"})
-
-            def is_offered() -> bool:
-                return "agree" in {model["id"] for model in client.get("/models").json()["data"]}
-
-            assert (ask().status_code, is_offered()) == (503, False)
-            checker.faults = lambda: None
-            answered = ask()
-            num_asked = checker.counts["/v1/models"]
-            assert (answered.status_code, is_offered(), ask().status_code) == (200, True, 200)
-            assert checker.counts["/v1/models"] == num_asked
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(TIMEOUT) == 0
-        record = run("solve", *models, "--policy", "agree", "--max-tokens", "120", "--json", QUESTION).record
-    counted = answered.json()["usage"]["check_tokens"]
-    assert counted == record["timing"]["check"]["decode_tokens"] > 0
-    assert record["settings"]["check_thinking"] == ("on" if thinks else "off")
-
-
-def test_another_model_than_the_checker_is_refused() -> None:
     checker = HashServer(backend=HashBackend("target"))
     checker.names = ["another"]
-    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"RETRY_SECONDS": 0.0}))
     with on_loopback(checker) as address:
-        models = (*MODELS, "--check", f"{address}#toy")
-        with served(models=models, program=program) as (process, client):
-            assert client.post("/chat/completions", json={**ASKED, "model": "agree"}).status_code == 503
+        place = "http://127.0.0.1:9/v1" if problem == "is unreachable" else f"{address}#toy"
+        with served(models=(*MODELS, "--check", place)) as (process, client):
+            offered = {model["id"] for model in client.get("/models").json()["data"]}
+            assert offered & {"agree", "arbitrage", "target"} == {"arbitrage", "target"}
+            asked = client.post("/chat/completions", json={**ASKED, "model": "agree"})
+            for refused in (asked, client.get("/models/agree")):
+                assert (refused.status_code, "checker" in refused.text, "127.0.0.1" in refused.text) == (503, True, False)
+                assert "retry-after" not in refused.headers
+            assert client.post("/chat/completions", json={**ASKED, "model": "target"}).status_code == 200
             process.send_signal(signal.SIGTERM)
             log = process.communicate(timeout=TIMEOUT)[1].decode()
-    assert log.count("has no model 'toy'") == 2
+    assert log.count(problem) == 1
     assert checker.counts["/v1/completions"] == 0
+
+
+@pytest.mark.parametrize("is_of_pair", [False, True])
+def test_it_does_not_start_if_the_default_policy_needs_a_checker_that_cannot_be_used(
+    is_of_pair: bool, tmp_path: Path
+) -> None:
+    env = {}
+    arguments: tuple[str, ...] = (*MODELS, "--check", "http://127.0.0.1:9/v1", "--policy", "agree")
+    if is_of_pair:
+        env = pair_named_mine(
+            tmp_path, draft="scripted:draft", target="scripted:target", check="http://127.0.0.1:9/v1", policy="agree"
+        )
+        arguments = ("--pair", "mine")
+    ended = run("serve", "--port", "0", *arguments, env=env)
+    assert (ended.code, ended.out) == (3, "")
 
 
 def test_policies_that_need_log_probabilities_are_not_offered_without_them() -> None:

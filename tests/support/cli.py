@@ -158,7 +158,7 @@ def run(*arguments: str | bytes | Path, **options: Any) -> Result:
 def pair_named_mine(folder: Path, **entry: object) -> dict[str, str | None]:
     (folder / "arbitrage").mkdir(exist_ok=True)
     values = {name: json.dumps(str(value) if isinstance(value, Path) else value) for name, value in entry.items()}
-    keys = {name: re.sub("^(draft|target)_?", r"\1.", name) for name in values}  # target_price is target.price
+    keys = {name: re.sub("^(draft|target|check)_?", r"\1.", name) for name in values}  # target_price is target.price
     lines = [
         f"{key}source = {values[name]}\n" if key.endswith(".") else f"{key} = {values[name]}\n" for name, key in keys.items()
     ]

@@ -7,11 +7,10 @@ from types import ModuleType
 
 from arbitrage_cli.__main__ import main
 from arbitrage_cli.inference.servers import connection, patience
-from arbitrage_cli.serving import late_model
 
 
 def module_of(name: str) -> ModuleType:
-    (module,) = (module for module in (connection, patience, late_model) if hasattr(module, name))
+    (module,) = (module for module in (connection, patience) if hasattr(module, name))
     return module
 
 

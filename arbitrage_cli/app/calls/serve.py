@@ -13,11 +13,9 @@ from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.servers.address import is_private
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.serving.bulkhead import Bulkhead
-from arbitrage_cli.serving.late_model import LateModel
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
@@ -40,15 +38,12 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
         bounds = ServerBounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
-        scheduler = session.models.scheduler()
-        late = _late_checker(session, scheduler) if session.lacks_checker else None
-        worker = Worker(scheduler, session.scorer, _bulkhead(session))
-        service = Service(worker, defaults, bounds, access, late)
+        worker = Worker(session.models.scheduler(), session.scorer, _bulkhead(session))
+        service = Service(worker, defaults, bounds, access)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         run = session.run_info(num_problems=None)
-        names = late.offered(defaults.policies) if late else list(defaults.policies)
-        display.begin(ServerInfo(url, names, run))
+        display.begin(ServerInfo(url, defaults.names, run))
         display.result(url)
 
         def show(event: ServingEvent) -> None:
@@ -71,15 +66,7 @@ def _defaults(session: Session) -> Defaults:
         session.decided.settings.sampler,
         max_chars,
         always_thinks=any(prompt.always_thinks for prompt in prompts),
-    )
-
-
-def _late_checker(session: Session, scheduler: Scheduler) -> LateModel:
-    """Return the checker, whose server did not answer. Without it, `agree` is not run: drafts would take its place."""
-    return LateModel(
-        "checker",
-        needs=lambda policy: policy.compares_answers,
-        open_model=lambda: scheduler.add_writer("check", session.open_checker()),
+        lacks_checker=session.lacks_checker,
     )
 
 

@@ -161,13 +161,6 @@ def _completed(settings: Settings, request: Request, policies: Sequence[Policy],
     return settings.model_copy(update=lacking)
 
 
-def with_checker(setup: Setup, request: Request, checker: ModelFacts) -> Setup:
-    """Return the setup with the facts about a checker whose server did not answer when the setup was decided."""
-    settings = setup.settings.model_copy(update={"check_thinking": _check_thinking(request, checker)})
-    model = _decided_model("check", {"check": checker}, settings, request.named.load.context_size)
-    return setup.model_copy(update={"models": {**setup.models, "check": model}, "settings": settings})
-
-
 def available_router(
     request: Request, router: NamedRouter | None, units: ByRole[UnitCosts], price: str | None
 ) -> AvailableRouter:

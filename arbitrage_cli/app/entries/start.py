@@ -3,19 +3,17 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from arbitrage_cli.app.asking.request import Request
-from arbitrage_cli.app.deciding.decide import with_checker
-from arbitrage_cli.app.deciding.gather import OpenServed, model_facts
+from arbitrage_cli.app.deciding.gather import OpenServed
 from arbitrage_cli.app.deciding.plan import Plan, make_plan, with_models_for
 from arbitrage_cli.app.models import RemoteModel
 from arbitrage_cli.app.opening.open_models import OpenModels, served_models
 from arbitrage_cli.app.opening.session import OpenSession, Session
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.errors import ServerError
-from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.types import ModelRole
 
 log = logging.getLogger("arbitrage.session")
@@ -37,7 +35,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Open a session, as `OpenSession` describes it. Raises the same errors as `make_plan` and `OpenModels`."""
     with contextlib.ExitStack() as stack:
-        open_served = served_models(
+        open_served: OpenServed = served_models(
             request.named.served,
             display,
             stack,
@@ -45,24 +43,24 @@ def open_session(
             is_greedy=not request.options.temperature,
             continues=not request.writes_whole,
         )
-        open_at_start: OpenServed = _checker_may_be_absent(open_served) if request.use == "serve" else open_served
+        if request.use == "serve" and not any(policy.compares_answers for policy in request.asked):
+            open_served = _checker_may_be_absent(open_served)
         if earlier:
-            plan = with_models_for(earlier, request, display, open_at_start)
+            plan = with_models_for(earlier, request, display, open_served)
         else:
-            plan = make_plan(request, display, open_at_start, cost_seconds)
+            plan = make_plan(request, display, open_served, cost_seconds)
         for note in plan.notes:
             display.tell(note)
         if plan.setup.tau_costs:
             log.info("presets are based on the token costs of %s", plan.setup.tau_costs)
-        models = OpenModels(plan, open_at_start, max_concurrency)
-        ask_checker = partial(_ask_checker, request, plan.setup, open_served)
-        session = stack.enter_context(contextlib.closing(Session(plan, models, display, ask_checker)))
+        models = OpenModels(plan, open_served, max_concurrency)
+        session = stack.enter_context(contextlib.closing(Session(plan, models, display)))
         yield session
         if request.use == "run":  # a run, whose results are stored
             models.check_files()
 
 
-def _checker_may_be_absent(open_served: Callable[[ModelRole], RemoteModel]) -> OpenServed:
+def _checker_may_be_absent(open_served: OpenServed) -> OpenServed:
     """Return a function that returns None for a checker whose server cannot be used. It asks each server once."""
 
     @functools.cache
@@ -72,15 +70,10 @@ def _checker_may_be_absent(open_served: Callable[[ModelRole], RemoteModel]) -> O
         except ServerError as error:
             if role != "check":
                 raise
-            log.warning("policy agree is not offered, because its checker cannot be used: %s", error.message)
+            message = (
+                "policy agree is not offered, because its checker cannot be used (%s); once it can, restart this command"
+            )
+            log.warning(message, error.message)
             return None
 
     return open_or_none
-
-
-def _ask_checker(
-    request: Request, setup: Setup, open_served: Callable[[ModelRole], RemoteModel]
-) -> tuple[Setup, RemoteModel]:
-    """Ask the server of the checker again, as `session.AskChecker` describes it."""
-    facts = model_facts(request, "check", open_served)
-    return with_checker(setup, request, facts), open_served("check")

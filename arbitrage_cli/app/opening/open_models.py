@@ -23,7 +23,7 @@ from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.open import display_name, open_model
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
+from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.sparing_clock import sparing
 from arbitrage_cli.model_files.checksums import sha256_seen
@@ -98,14 +98,6 @@ class OpenModels:
             clock=sparing(clock_for(model.card for model in self.by_role.values())),
         )
         self.writers = Writers(self.by_role, self.writing)
-
-    def late_writer(self, role: ModelRole, remote: RemoteModel) -> Writer:
-        """Return the writer of a model whose server did not answer while the others were loaded.
-
-        It is for all routes, as the writers of `scheduler`. Raises the errors of `Writers`.
-        """
-        self._add_served(role, remote)
-        return self.writers(None)[role]
 
     @property
     def cores(self) -> int:

@@ -10,27 +10,21 @@ from typing import Protocol
 from arbitrage_cli.app.deciding.gather import machine_facts
 from arbitrage_cli.app.deciding.plan import Plan
 from arbitrage_cli.app.deciding.prepare import warn_of_load
-from arbitrage_cli.app.models import RemoteModel
 from arbitrage_cli.app.opening.open_models import OpenModels
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Writer
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.exercises import is_exercise
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy, refuse_sampling
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
 from arbitrage_cli.runs.records import Explain, RunInfo
-from arbitrage_cli.runs.run import MACHINE, Setup
+from arbitrage_cli.runs.run import MACHINE
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import WRITING, Json, Limits, ModelRole, Trace
 
 log = logging.getLogger("arbitrage.session")
-
-
-AskChecker = Callable[[], tuple[Setup, RemoteModel]]
-"""Asks the server of the checker again. Returns what is decided with it, and the model. Raises ArbitrageError."""
 
 
 class OpenSession(Protocol):
@@ -53,8 +47,7 @@ class OpenSession(Protocol):
 class Session:
     """A command's plan, and its models, which `load` opens."""
 
-    def __init__(self, plan: Plan, models: OpenModels, display: Display, ask_checker: AskChecker) -> None:
-        self._ask_checker = ask_checker
+    def __init__(self, plan: Plan, models: OpenModels, display: Display) -> None:
         self.plan, self.models, self.display = plan, models, display
         self.decided, self.routes, self.task, self.router = plan.setup, plan.routes, plan.task, plan.router
         self.limits = self.decided.settings.limits
@@ -76,19 +69,8 @@ class Session:
 
     @property
     def lacks_checker(self) -> bool:
-        """Whether the server of the checker did not answer. Only `serve` starts without a checker."""
+        """Whether the checker's server cannot be used. Only `serve` starts without its checker."""
         return "check" in self.decided.models and "check" not in self.models.by_role
-
-    def open_checker(self) -> Writer:
-        """Ask the checker's server again, decide the rest about the checker, and return its writer.
-
-        Must not be called in the models' thread, because the server may be slow. Raises ArbitrageError if the server cannot
-        be used.
-        """
-        setup, remote = self._ask_checker()
-        writer = self.models.late_writer("check", remote)
-        self.decided = setup
-        return writer
 
     def menu(self) -> Menu:
         """Return the routes that users of a chat or a server can select, once the models are loaded."""
