@@ -7,16 +7,18 @@
 The caller provides the functions that find the answer in a solution and compare two answers.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 
-from arbitrage_cli.arbitrage import CompareAnswers, Flow, FlowRequest, WriteStep, single
-from arbitrage_cli.types import Check, Decision, ModelRole, Step, Trace
+from arbitrage_cli.arbitrage import CompareAnswers, Flow, FlowRequest, StopWriting, WriteStep, single
+from arbitrage_cli.types import Check, CheckedSolution, Decision, Step, Trace
 
 FindAnswer = Callable[[Trace], str | None]
 """Returns the final answer of a solution, or None if no answer is found."""
 IsSame = Callable[[Trace, str], bool]
 """Returns whether a solution has this answer."""
+Answers = Mapping[WriteStep, str | None]
+"""The answers of the solutions that ended, in this order."""
 
 
 def agree(trace: Trace, solutions: Sequence[WriteStep], find_answer: FindAnswer, is_same: IsSame, *, at_once: bool) -> Flow:
@@ -27,26 +29,22 @@ def agree(trace: Trace, solutions: Sequence[WriteStep], find_answer: FindAnswer,
     solution begins only if the previous solutions agree.
     """
     drafted = next(solution for solution in solutions if solution.model == "draft")
-    unsolved = list(solutions)
-    answers: dict[ModelRole, str | None] = {}
+    waiting, answers = list(solutions), dict[WriteStep, str | None]()
     agrees = True
-    while agrees and unsolved:
-        solved = yield from _write_until_one_is_solved(unsolved if at_once else unsolved[:1])
-        unsolved.remove(solved)
-        answer = find_answer(solved.trace) if solved.trace.stop == "end" else None
-        answers["draft" if solved is drafted else "check"] = answer
-        check = answers.get("check")
-        if answer is None:
-            agrees = False
-        elif check is not None and "draft" in answers:
-            agrees = yield CompareAnswers(partial(is_same, drafted.trace, check))
-    others = _steps(solution for solution in solutions if solution is not drafted)
-    further_steps = sum(step.model == "draft" for step in others)
+    while agrees and waiting:
+        solved = yield from _write_until_one_is_solved(waiting if at_once else waiting[:1])
+        waiting.remove(solved)
+        answers[solved] = find_answer(solved.trace) if solved.trace.stop == "end" else None
+        agrees = yield from _agrees(drafted, solved, answers, is_same)
+    begun = list(solutions) if at_once else list(answers)
+    ahead: Sequence[Step] = yield StopWriting()
+    steps = _steps_of(begun, ahead)
     if agrees:
-        trace.check = Check(answers, agrees, others, further_steps)
+        steps[drafted] = []
         trace.decisions.extend(drafted.trace.decisions)
-    else:
-        trace.check = Check(answers, agrees, _steps(solutions), further_steps)
+    checked = [CheckedSolution(one.model, answers.get(one), steps[one], one.sample, one in answers) for one in begun]
+    trace.check = Check(checked, agrees)
+    if not agrees:
         yield from single(trace, "target", speculates=True)
 
 
@@ -61,5 +59,26 @@ def _write_until_one_is_solved(solutions: Sequence[WriteStep]) -> Generator[Flow
             return solution
 
 
-def _steps(solutions: Iterable[WriteStep]) -> list[Step]:
-    return [decision.kept for solution in solutions for decision in solution.trace.decisions]
+def _agrees(
+    drafted: WriteStep, solved: WriteStep, answers: Answers, is_same: IsSame
+) -> Generator[CompareAnswers, bool, bool]:
+    """Compare the latest answer with the draft's. If the draft was the last to answer, compare all answers with its own."""
+    if answers[solved] is None:
+        return False
+    others = [one for one in answers if one is not drafted] if solved is drafted else [solved]
+    for other in others if drafted in answers else ():
+        if not (yield CompareAnswers(partial(is_same, drafted.trace, answers[other] or ""))):
+            return False
+    return True
+
+
+def _steps_of(solutions: Sequence[WriteStep], ahead: Sequence[Step]) -> dict[WriteStep, list[Step]]:
+    """Return the steps of each solution. The steps that a model wrote ahead belong to its last solution."""
+    last = {solution.model: solution for solution in solutions}
+    return {
+        solution: [
+            *(decision.kept for decision in solution.trace.decisions),
+            *(step for step in ahead if last.get(step.model) is solution),
+        ]
+        for solution in solutions
+    }

@@ -8,7 +8,7 @@
         if router(x, z) > tau:  z <- the target writes a step from x
         x <- x + z
 
-A flow is a generator that yields requests (`WriteStep`, `RateSteps` or `CompareAnswers`) and receives their results. If it
+A flow is a generator that yields requests (`WriteStep`, `RateSteps`, ...) and receives their results. If it
 yields several requests, their models write at once, and it receives the first finished step. The scheduler drives the flows.
 """
 
@@ -74,7 +74,12 @@ class CompareAnswers:
     is_same: Callable[[], bool]
 
 
-FlowRequest = WriteStep | tuple[WriteStep, ...] | RateSteps | CompareAnswers
+@frozen
+class StopWriting:
+    """A request to stop all models. The response is a list of the steps that they had written ahead or begun."""
+
+
+FlowRequest = WriteStep | tuple[WriteStep, ...] | RateSteps | CompareAnswers | StopWriting
 Flow = Generator[FlowRequest, Any, None]
 
 

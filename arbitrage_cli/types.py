@@ -238,28 +238,44 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Check:
-    """The comparison of the draft's answer with the checker's, in policy `agree`.
+class CheckedSolution:
+    """A solution of the whole problem, whose answer policy `agree` compares.
 
-    `answers` maps a model whose solution was cut off, or has no answer, to None. It omits a model that did not run, or was
-    stopped because the other's solution has no answer. `discarded` contains the steps of all solutions that were not kept.
-    Without a checker, the draft's further solutions take its place: `answers["check"]` is the answer of the latest, and the
-    last `further_steps` of the discarded steps are theirs.
+    `sample` is 0 for a model's greedy solution. `answer` is None if the solution has no answer or did not end. `has_ended` is
+    false if it was stopped because it could no longer change the result. `steps` is empty if the solution was kept: its steps
+    are those of the trace.
     """
 
-    answers: ByRole[str | None]
+    model: ModelRole
+    answer: str | None
+    steps: Sequence[Step]
+    sample: int = 0
+    has_ended: bool = True
+
+    @property
+    def is_further(self) -> bool:
+        """Whether the draft wrote it to check its own greedy solution. It is never kept."""
+        return self.model == "draft" and self.sample > 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """The comparison of answers in policy `agree`: the solutions that were begun, and whether all have the same answer.
+
+    If they have, the draft's greedy solution was kept. Without a checker, the draft's further solutions check it.
+    """
+
+    solutions: Sequence[CheckedSolution]
     agrees: bool
-    discarded: Sequence[Step]
-    further_steps: int = 0
 
     @property
-    def own(self) -> Sequence[Step]:
-        """The discarded steps except those of the draft's further solutions."""
-        return self.discarded[: len(self.discarded) - self.further_steps]
+    def answers(self) -> ByRole[str | None]:
+        """The answers of the solutions that ended, by model. Of several solutions of a model, the latest counts."""
+        return {solution.model: solution.answer for solution in self.solutions if solution.has_ended}
 
     @property
-    def further(self) -> Sequence[Step]:
-        return self.discarded[len(self.discarded) - self.further_steps :]
+    def discarded(self) -> Sequence[Step]:
+        return [step for solution in self.solutions for step in solution.steps]
 
 
 @frozen

@@ -12,6 +12,7 @@ from arbitrage_cli.arbitrage import (
     Flow,
     FlowRequest,
     RateSteps,
+    StopWriting,
     WriteStep,
     arbitrage,
     by_reward,
@@ -54,7 +55,7 @@ def test_a_thought_that_comes_for_the_third_time_is_escalated() -> None:
 
 
 def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[FlowRequest]:
-    """Send each answer to the flow's next request. Returns the requests, without comparisons, which are answered as they ask.
+    """Send each answer to the flow's next request. Return the requests without comparisons and stops, which are answered at once.
 
     All answers must be used, and the flow must end.
     """
@@ -70,8 +71,8 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[FlowR
             assert answer.model in models([request])[0].split("+")
         try:
             request = flow.send(answer)
-            while isinstance(request, CompareAnswers):
-                request = flow.send(request.is_same())
+            while isinstance(request, CompareAnswers | StopWriting):
+                request = flow.send(request.is_same() if isinstance(request, CompareAnswers) else [])
             requests.append(request)
         except StopIteration:
             break

@@ -31,7 +31,7 @@ from arbitrage_cli.routing import flows
 from arbitrage_cli.runs import results
 from arbitrage_cli.runs.records import Tally
 from arbitrage_cli.runs.rows import ComparedAnswers, KeptStep, WrittenStep
-from arbitrage_cli.types import Check, Cost, Decision, Phase, Step, Trace
+from arbitrage_cli.types import Check, CheckedSolution, Cost, Decision, Phase, Step, Trace
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 Law = Callable[..., None]
@@ -339,7 +339,7 @@ DRAFTED = Step("draft", "d", 9, COST, "early", phase="think")
 WRITTEN = Step("target", "t", 8, COST, "separator", speculation_cost=COST, phase="think")
 ACCEPTED = Step("draft", "d", 9, COST, "end")
 DECISIONS = [Decision(WRITTEN, draft=DRAFTED, target=WRITTEN, score=0.9), Decision(ACCEPTED, draft=ACCEPTED, score=0.1)]
-COMPARED = Check({"draft": "4", "check": "5"}, agrees=False, discarded=[Step("check", "c", 6, COST, "end")])
+COMPARED = Check([CheckedSolution("check", "5", [Step("check", "c", 6, COST, "end")])], agrees=False)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ COMPARED = Check({"draft": "4", "check": "5"}, agrees=False, discarded=[Step("ch
         pytest.param(replaced(WrittenStep, "step", read_without(stop="separator")), id="stops"),
         pytest.param(replaced(WrittenStep, "step", read_without(phase="answer")), id="phase"),
         pytest.param(replaced(KeptStep, "made", read_without(draft=None)), id="rejected steps"),
-        pytest.param(replaced(ComparedAnswers, "check", read_without(discarded=())), id="compared solutions"),
+        pytest.param(replaced(ComparedAnswers, "check", read_without(solutions=())), id="compared solutions"),
         pytest.param(replaced(results, "tally", folds_no_rewards), id="rewards"),
         pytest.param(replaced(results, "tally", folds_no_rollouts), id="rollouts"),
     ],

@@ -172,7 +172,7 @@ class TracePacker:
 
 def _remove_thoughts(row: Json) -> None:
     check = row.get("check") or {}
-    kept = [*row["steps"], *check.get("discarded", ())]
+    kept = [*row["steps"], *(step for solution in check.get("solutions", ()) for step in solution["steps"])]
     for step in [*kept, *(step["discarded"] for step in kept if step.get("discarded"))]:
         if step["phase"] == "think":
             step["text"] = ""
@@ -194,7 +194,7 @@ def _entry(row: AttemptRow, number: int) -> list[Any]:
     """Return an index entry: verdict, wall-clock seconds, seconds for steps, number of target steps, and attempt index."""
     is_done = row.status == "done"
     written = sum(version.seconds for step in row.steps for version in (step, step.discarded) if version)
-    written += sum(step.seconds for step in row.check.discarded) if row.check else 0.0
+    written += sum(step.seconds for step in row.check.check.discarded) if row.check else 0.0
     written += sum(cost.seconds for cost in row.rollouts)
     calls = sum(step.model == "target" for step in row.steps)
     seconds = round(row.wall_seconds, DIGITS) if is_done else None

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
@@ -16,6 +15,7 @@ from arbitrage_cli.types import (
     Bill,
     Check,
     Checked,
+    CheckedSolution,
     Cost,
     Decided,
     Decision,
@@ -158,31 +158,25 @@ def bar(decision: Decision, run: RunInfo) -> str:
 
 def discarded(check: Check) -> Iterator[tuple[str, str]]:
     """Yield the writer and the text of each solution that the `agree` policy did not keep."""
-    for model, steps in groupby(check.own, lambda step: step.model):
-        yield role_name(model), "".join(step.text for step in steps)
-    for number, text in enumerate(_further_solutions(check), start=2):
-        yield f"draft, {ORDINALS.get(number, f'{number}th')} solution", text
+    for solution in check.solutions:
+        if solution.steps:
+            yield _writer_of(solution), "".join(step.text for step in solution.steps)
 
 
-def _further_solutions(check: Check) -> Iterator[str]:
-    """Yield the text of each further solution of the draft. Only the last solution may be incomplete."""
-    texts: list[str] = []
-    for step in check.further:
-        texts.append(step.text)
-        if step.stop == "end":
-            yield "".join(texts)
-            texts = []
-    if texts:
-        yield "".join(texts)
+def _writer_of(solution: CheckedSolution) -> str:
+    if not solution.is_further:
+        return role_name(solution.model)
+    number = solution.sample + 1
+    return f"draft, {ORDINALS.get(number, f'{number}th')} solution"
 
 
 def checked(check: Check) -> str:
     """Return the result of a comparison, such as `18 and 24: the target answers`. Unfinished solutions are left out."""
-    answers = [in_one_line(check.answers[model] or "no answer") for model in ("draft", "check") if model in check.answers]
+    ended = sorted((one for one in check.solutions if one.has_ended), key=lambda one: one.model != "draft")
+    answers = [in_one_line(one.answer or "no answer") for one in ended]
     if not check.agrees:
-        return f"{' and '.join(answers)}: the target answers"
-    number = 1 + sum(1 for _ in _further_solutions(check))
-    return f"all {number} solutions answer {answers[0]}: accepted" if number > 1 else f"both answer {answers[0]}: accepted"
+        return f"{' and '.join(filter(None, (', '.join(answers[:-1]), answers[-1])))}: the target answers"
+    return f"{'both' if len(answers) == 2 else f'all {len(answers)} solutions'} answer {answers[0]}: accepted"
 
 
 def is_same(decision: Decision) -> bool:

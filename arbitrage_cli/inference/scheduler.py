@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
-from arbitrage_cli.arbitrage import CompareAnswers, Flow, RateSteps, WriteStep
+from arbitrage_cli.arbitrage import CompareAnswers, Flow, FlowRequest, RateSteps, StopWriting, WriteStep
 from arbitrage_cli.errors import ArbitrageError, ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.comparing import Comparer
@@ -283,9 +283,7 @@ class Scheduler:
         flight.waits_for_rewards = False
         earlier = flight.trace.check
         try:
-            request = flight.flow.send(response)
-        except StopIteration:
-            request = None
+            request = self._next_request(flight, response)
         except ProblemError as error:
             yield self._finish(flight, error)
             return
@@ -294,7 +292,7 @@ class Scheduler:
             writing = [request]
         elif isinstance(request, tuple):
             writing = request
-        self._stop_others(flight, [one.model for one in writing])
+        flight.abandoned += self._stop(flight, but=[one.model for one in writing])
         if (check := flight.trace.check) and not earlier:
             yield Checked(flight.trace, check)
         for decision in flight.trace.decisions[flight.num_reported :]:
@@ -319,17 +317,19 @@ class Scheduler:
         self._rater.start(flight.slot, request)
         flight.waits_for_rewards = True
 
-    def _stop_others(self, flight: _InFlight, wanted: Collection[ModelRole]) -> None:
-        """Stop the models whose steps are no longer wanted, among them steps that a server writes ahead.
+    def _next_request(self, flight: _InFlight, response: Step | tuple[float, ...] | bool | None) -> FlowRequest | None:
+        """Return the next request of a flow that needs time, or None at the flow's end."""
+        try:
+            request = flight.flow.send(response)
+            while isinstance(request, StopWriting):
+                request = flight.flow.send(self._stop(flight))
+        except StopIteration:
+            return None
+        return request
 
-        Policy `agree` discards these steps.
-        """
-        stopped = [step for role, one in flight.opened.items() if role not in wanted for step in one.stop(flight.slot)]
-        if not (check := flight.trace.check):
-            flight.abandoned += stopped
-        elif stopped:
-            further_steps = check.further_steps and check.further_steps + len(stopped)  # all of the draft's last solution
-            flight.trace.check = replace(check, discarded=[*check.discarded, *stopped], further_steps=further_steps)
+    def _stop(self, flight: _InFlight, but: Collection[ModelRole] = ()) -> list[Step]:
+        """Stop the models. Return the steps that nobody waits for: those that a server wrote ahead, and unfinished ones."""
+        return [step for role, one in flight.opened.items() if role not in but for step in one.stop(flight.slot)]
 
     def _write(self, flight: _InFlight, requests: Sequence[WriteStep]) -> Iterator[Event]:
         """Start the steps of models that are not writing."""
@@ -360,7 +360,7 @@ class Scheduler:
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
         alone = self._seconds_alone(flight) if error is None else None
         num_prompt = self._num_prompt_tokens(flight) if error is None else None
-        flight.abandoned += [step for writer in flight.opened.values() for step in writer.stop(flight.slot)]
+        flight.abandoned += self._stop(flight)
         self._release(flight)
         return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt, flight.abandoned)
 

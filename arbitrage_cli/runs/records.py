@@ -169,8 +169,9 @@ def tally(
 ) -> Tally:
     """Return the totals over these decisions, and over the other work on a problem. `rollouts` contains the target's costs."""
     made = list(decisions)
-    others = check.own if check else ()
-    further = check.further if check else ()
+    solutions = check.solutions if check else ()
+    others = [step for solution in solutions if not solution.is_further for step in solution.steps]
+    further = [step for solution in solutions if solution.is_further for step in solution.steps]
     drafts = [decision.draft for decision in made if decision.draft] + [step for step in others if step.model == "draft"]
     checks = [step for step in others if step.model == "check"]
     targets = [decision.target for decision in made if decision.target]

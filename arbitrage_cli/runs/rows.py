@@ -35,6 +35,7 @@ from arbitrage_cli.runs.records import (
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.types import (
     Check,
+    CheckedSolution,
     Cost,
     Decision,
     Difference,
@@ -167,26 +168,45 @@ class KeptStep(WrittenStep):
         return Decision(kept, by_model.get("draft"), by_model.get("target"), self.score, self.advantage)
 
 
+class ComparedSolution(Record):
+    """A solution whose answer policy `agree` compared. If it was kept, its steps are those of the row."""
+
+    model: ModelRole
+    sample: Count
+    answer: str | None
+    has_ended: bool
+    steps: list[WrittenStep]
+
+    @classmethod
+    def of(cls, solution: CheckedSolution) -> Self:
+        steps = [WrittenStep.of(step) for step in solution.steps]
+        return cls(
+            model=solution.model,
+            sample=solution.sample,
+            answer=solution.answer,
+            has_ended=solution.has_ended,
+            steps=steps,
+        )
+
+    @property
+    def solution(self) -> CheckedSolution:
+        steps = [written.step for written in self.steps]
+        return CheckedSolution(self.model, self.answer, steps, self.sample, self.has_ended)
+
+
 class ComparedAnswers(Record):
-    """The answers that the `agree` policy compared, and the steps of all discarded solutions.
+    """The solutions that the `agree` policy compared, in the order in which they were begun."""
 
-    Without a checker, the last `further_steps` of them belong to the draft's further solutions.
-    """
-
-    answers: dict[ModelRole, str | None]
     agrees: bool
-    discarded: list[WrittenStep]
-    further_steps: Count = 0
+    solutions: list[ComparedSolution]
 
     @classmethod
     def of(cls, check: Check) -> Self:
-        discarded = [WrittenStep.of(step) for step in check.discarded]
-        further: Json = {"further_steps": check.further_steps} if check.further_steps else {}
-        return cls(answers=dict(check.answers), agrees=check.agrees, discarded=discarded, **further)
+        return cls(agrees=check.agrees, solutions=[ComparedSolution.of(solution) for solution in check.solutions])
 
     @property
     def check(self) -> Check:
-        return Check(self.answers, self.agrees, [written.step for written in self.discarded], self.further_steps)
+        return Check([compared.solution for compared in self.solutions], self.agrees)
 
 
 class Timing(Record):

@@ -29,11 +29,14 @@ EXPRESSIONS = ("2 * 3 + 4", "37 * 12 - 95", "5 + 6", "14 * 13", "9 - 4", "21 * 1
 def test_the_target_answers_if_the_answers_differ(question: str, answers: dict[str, str], writer: str) -> None:
     with open_pair(DRAFT, RELIABLE, check=RELIABLE, policy="target") as pair:
         solution, alone = pair.solve(question, policy="agree"), pair.solve(question)
-    assert (type(solution.check), alone.check) == (Check, None)
+    assert alone.check is None
+    assert solution.check
     record = solution.to_dict()
     assert (record["answer"], record["tau"], record["score_is"]) == (answers["check"], None, None)
-    assert (record["check"]["answers"], record["check"]["agrees"]) == (answers, writer == "draft")
-    kept, discarded = record["steps"], record["check"]["discarded"]
+    compared = record["check"]["solutions"]
+    assert {one["model"]: one["answer"] for one in compared} == solution.check.answers == answers
+    assert record["check"]["agrees"] is (writer == "draft")
+    kept, discarded = record["steps"], [step for one in compared for step in one["steps"]]
     assert {step["model"] for step in kept} == {writer}
     assert {step["model"] for step in discarded} == {"draft", "check", "target"} - {writer, "target"}
     for model in ("draft", "target", "check"):
@@ -56,13 +59,12 @@ def test_without_a_checker_further_solutions_of_the_draft_are_the_check() -> Non
         with open_pair(*files, policy="agree", concurrency=concurrency, ctx=512) as pair:
             solutions = pair.solve_many(f"What is {one}?" for one in EXPRESSIONS)
             made.append([(solution.text, solution.check) for solution in solutions if solution.check])
-    alone, together = ([(text, check.answers, _texts(check)) for text, check in one] for one in made)
+    alone, together = ([(text, check.answers, _texts_of(check)) for text, check in one] for one in made)
     assert alone == together
     assert {check.agrees for _, check in made[0]} == {True, False}  # greedy solutions would always agree
     for _, check in made[0]:
         assert {step.model for step in check.discarded} == {"draft"}
-        assert not check.agrees or len(_texts(check)) == 2
-        assert not check.agrees or check.own == []
+        assert not check.agrees or [bool(solution.steps) for solution in check.solutions] == [False, True, True]
 
 
 @pytest.mark.parametrize(("expression", "agrees"), [("3 + 4 * 5", False), ("12 + 7", True)])
@@ -74,9 +76,11 @@ def test_further_solutions_are_no_rejected_drafts(expression: str, agrees: bool)
     assert check["agrees"] is agrees
     assert record["acceptance_rate"] == (1.0 if agrees else 0.0)
     assert record["token_acceptance_rate"] == (1.0 if agrees else 0.0)
-    assert 0 < check["further_steps"] <= len(check["discarded"])
-    assert (check["further_steps"] == len(check["discarded"])) is agrees
-    written = sum(step["tokens"] for step in (*kept, *check["discarded"]) if step["model"] == "draft")
+    greedy, *further = check["solutions"]
+    assert [solution["sample"] for solution in further] == list(range(1, 1 + len(further)))
+    assert (greedy["sample"], greedy["steps"] == []) == (0, agrees)
+    discarded = [step for solution in check["solutions"] for step in solution["steps"]]
+    written = sum(step["tokens"] for step in (*kept, *discarded) if step["model"] == "draft")
     proposed = sum((step["speculation_cost"] or {}).get("decode_tokens", 0) for step in kept)
     assert record["timing"]["draft"]["decode_tokens"] == written + proposed
     shown = run("solve", f"What is {expression}?", *models).err
@@ -84,10 +88,8 @@ def test_further_solutions_are_no_rejected_drafts(expression: str, agrees: bool)
     assert "2nd solution" in shown
 
 
-def _texts(check: Check) -> list[str]:
-    """Return the discarded solutions."""
-    texts = "".join(step.text + "\f" * (step.stop == "end") for step in check.discarded)
-    return texts.removesuffix("\f").split("\f")
+def _texts_of(check: Check) -> list[str]:
+    return ["".join(step.text for step in solution.steps) for solution in check.solutions]
 
 
 # --- three chat APIs

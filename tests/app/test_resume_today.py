@@ -304,8 +304,8 @@ def test_a_checker_does_not_join_a_policy_that_began_without(here: Path, call: A
     assert refused(call, here, typed(check="builtin:target")).option == "check"
     name_pair(check=ModelEntry("builtin:target"))
     call(here, typed(pair="mine"))
-    discarded = [step for row in rows_of(results.parent, results.name) for step in row["check"]["discarded"]]
-    assert {step["model"] for step in discarded} == {"draft"}
+    compared = [one for row in rows_of(results.parent, results.name) for one in row["check"]["solutions"]]
+    assert {one["model"] for one in compared} == {"draft"}
 
 
 def test_a_router_that_no_policy_of_today_needs_may_be_gone(here: Path) -> None:

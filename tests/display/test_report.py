@@ -265,7 +265,12 @@ def test_script_shows_texts_as_texts_and_follows_links(tmp_path: Path) -> None:
         discarded = {name: row["steps"][0][name] for name in WrittenStep.model_fields if name in row["steps"][0]} | {
             "model": "check"
         }
-        row["check"] = {"answers": {"draft": hostile, "check": None}, "agrees": False, "discarded": [discarded]}
+        compared = {"sample": 0, "has_ended": True}
+        solutions = [
+            compared | {"model": "draft", "answer": hostile, "steps": []},
+            compared | {"model": "check", "answer": None, "steps": [discarded]},
+        ]
+        row["check"] = {"agrees": False, "solutions": solutions}
     parsed = seen(made, tmp_path, link=f"{quote(made.rows[0]['id'])}/target/2")
     assert "img" not in {tag for tag, _ in parsed.elements}
     assert not [name for _, attributes in parsed.elements for name in attributes if name.startswith("on")]

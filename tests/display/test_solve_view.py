@@ -21,7 +21,7 @@ from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import ByRole, Check, Decision, Rating, Started, Writing, Wrote
+from arbitrage_cli.types import Check, CheckedSolution, Decision, ModelRole, Rating, Started, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
 RUN = RunInfo(Route(POLICIES["entropy"], 1.0), num_problems=1)
@@ -204,10 +204,19 @@ def test_only_a_solution_that_needs_an_answer_lacks_one(make_view: MakeView, *, 
 
 
 @pytest.mark.parametrize(
-    ("answers", "number"), [({"draft": None}, 1), ({"draft": "18", "check": None}, 1), ({"draft": None, "check": None}, 2)]
+    ("solutions", "number"),
+    [
+        ([("draft", None, True)], 1),
+        ([("draft", "18", True), ("check", None, True)], 1),
+        ([("draft", None, True), ("check", None, False)], 1),
+        ([("draft", None, True), ("check", None, True)], 2),
+    ],
 )
-def test_only_finished_solutions_are_said_to_have_no_answer(answers: ByRole[str | None], number: int) -> None:
-    assert checked(Check(answers, False, [])).count("no answer") == number
+def test_only_finished_solutions_are_said_to_have_no_answer(
+    solutions: list[tuple[ModelRole, str | None, bool]], number: int
+) -> None:
+    compared = [CheckedSolution(model, answer, [], has_ended=has_ended) for model, answer, has_ended in solutions]
+    assert checked(Check(compared, agrees=False)).count("no answer") == number
 
 
 def test_the_facts_of_a_step_are_indented_in_a_narrow_terminal(make_view: MakeView) -> None:

@@ -11,7 +11,20 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.records import tally_of
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.runs.rows import WrittenStep
-from arbitrage_cli.types import ROLES, WRITING, Check, Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import (
+    ROLES,
+    WRITING,
+    Check,
+    CheckedSolution,
+    Cost,
+    Decision,
+    Finished,
+    Limits,
+    ModelRole,
+    Problem,
+    Step,
+    Trace,
+)
 
 
 def report(step: dict[str, Any], prompt_tokens: int) -> None:
@@ -118,7 +131,7 @@ def test_a_problem_has_the_price_of_its_attempt() -> None:
     draft, check, target = (Step(role, "t", 10, cost, "separator") for role in ("draft", "check", "target"))
     speculated = replace(target, speculation_cost=Cost(decode_tokens=40, decode_seconds=0.5))
     trace = Trace(Problem("p", "?"), Limits(), [Decision(speculated, draft=draft, target=speculated)])
-    trace.check = Check({"draft": "4", "check": "5"}, False, [draft, check])
+    trace.check = Check([CheckedSolution("draft", "4", [draft]), CheckedSolution("check", "5", [check])], agrees=False)
     trace.rollouts.append(target)
     finished = Finished(trace, reward_cost=cost, prompt_tokens=50)
     billed = bill(prices, finished, {"check"})
@@ -174,6 +187,7 @@ def test_scoring_and_checking_have_their_prices(role: str) -> None:
                 "model": "check",
                 "cost": cost,
             }
-            row["check"] = {"answers": {"draft": None, "check": "4"}, "agrees": False, "discarded": [solution]}
+            compared = {"model": "check", "sample": 0, "answer": "4", "has_ended": True, "steps": [solution]}
+            row["check"] = {"agrees": False, "solutions": [compared]}
     (shown,) = figures(made.run, made.rows, prices=parse_prices(f"{role}=2/2"))["policies"]
     assert shown["price"] == pytest.approx(500 * 2 / 1e6)

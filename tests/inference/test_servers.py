@@ -23,7 +23,7 @@ from processes import awaited
 from writing import make_engine
 
 from arbitrage_cli.agreement import agree
-from arbitrage_cli.arbitrage import Flow, WriteStep, single
+from arbitrage_cli.arbitrage import Flow, StopWriting, WriteStep, single
 from arbitrage_cli.errors import (
     ArbitrageError,
     ContextFullError,
@@ -46,7 +46,20 @@ from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import LOOP_TOKENS, StepEnd
 from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.training.states import State, by_continuing, collect
-from arbitrage_cli.types import Check, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace, Writing, Wrote
+from arbitrage_cli.types import (
+    Check,
+    CheckedSolution,
+    Event,
+    Finished,
+    Limits,
+    Message,
+    ModelRole,
+    Problem,
+    Step,
+    Trace,
+    Writing,
+    Wrote,
+)
 
 DEFAULT_STYLE = PromptStyle()
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
@@ -507,7 +520,8 @@ def test_an_answer_that_the_others_have_decided_is_stopped_and_billed() -> None:
         own = {role: Trace(trace.problem, trace.limits) for role in ("draft", "check")}
         yield (WriteStep("check", own["check"], until_end=True),)
         yield tuple(WriteStep(role, one, until_end=True) for role, one in own.items())  # type: ignore[arg-type]
-        trace.check = Check({}, agrees=False, discarded=[])
+        stopped = yield StopWriting()
+        trace.check = Check([CheckedSolution("check", None, stopped)], agrees=False)
         yield from single(trace, "target")
 
     with opened_model(server) as model:
@@ -567,7 +581,7 @@ def test_steps_that_a_server_writes_after_a_loop_are_billed() -> None:
         awaited(lambda: server.num_stalling == 0)
     check = finished.trace.check
     assert check
-    assert (finished.error, finished.abandoned, check.answers, check.further_steps) == (None, [], {"draft": None}, 0)
+    assert (finished.error, finished.abandoned, check.answers) == (None, [], {"draft": None})
     loop, *ahead = [(step.text, step.stop, step.cost.decode_tokens) for step in check.discarded]
     assert (loop, ahead) == (("a" * LOOP_TOKENS, "loop", LOOP_TOKENS), WRITTEN_AHEAD)
 

@@ -27,7 +27,7 @@ from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow, read_row
 from arbitrage_cli.runs.run import Run, read_run
-from arbitrage_cli.types import Check, Cost, Decision, Finished, Grade, Limits, Phase, Step
+from arbitrage_cli.types import Check, CheckedSolution, Cost, Decision, Finished, Grade, Limits, Phase, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
 DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
@@ -274,7 +274,15 @@ costs = st.builds(Cost, *(kind for _ in range(3) for kind in (st.integers(0, 500
 phases = st.sampled_from(get_args(Phase))
 compared = st.builds(Step, st.sampled_from(["draft", "check"]), st.just("c"), st.integers(1, 100), costs, st.just("end"))
 rollouts = st.builds(Step, st.just("target"), st.just("r"), st.integers(1, 100), costs, st.just("end"))
-checks = st.none() | st.builds(Check, st.just({"draft": "4", "check": "5"}), st.booleans(), st.lists(compared))
+solutions = st.builds(
+    CheckedSolution,
+    st.sampled_from(["draft", "check"]),
+    st.none() | st.just("4"),
+    st.lists(compared),
+    st.integers(0, 2),
+    st.booleans(),
+)
+checks = st.none() | st.builds(Check, st.lists(solutions), st.booleans())
 """What the policy `agree` compared, with the steps of the solutions that were not kept."""
 
 

@@ -351,7 +351,8 @@
   }
 
   function written({ steps, check }) { // all steps, after those of solutions that policy agree did not keep
-    return [...(check?.discarded ?? []).map((step) => ({ ...step, thrown: true })), ...steps];
+    const thrown = (check?.solutions ?? []).flatMap((solution) => solution.steps);
+    return [...thrown.map((step) => ({ ...step, thrown: true })), ...steps];
   }
 
   function parts(steps) { // steps in the order of writing, the draft first
@@ -477,15 +478,17 @@
     return element("li", "step thought", at, folded);
   }
 
-  function comparison({ answers, agrees, discarded }) { // shows the solutions that policy agree did not keep
-    const [draft, checker] = ["draft", "check"].map((model) => plain(answers[model] ?? "no answer").slice(0, LONG));
-    const said = agrees ? `both answer ${draft}: accepted` : `${draft} and ${checker}: the target answers`;
-    const solutions = [...new Set(discarded.map((step) => step.model))].map((model) => {
-      const steps = discarded.filter((step) => step.model === model);
-      return element("div", `version ${model}${agrees ? "" : " gone"}`, element("div", "head", who(steps[0])),
-        text(trimmed(steps.map((step) => step.text).join(""))));
-    });
-    return element("div", "comparison", ...solutions, element("p", "", said));
+  function comparison({ agrees, solutions }) { // shows the solutions that policy agree did not keep
+    const ended = solutions.filter((one) => one.has_ended);
+    const answers = [...ended.filter((one) => one.model === "draft"), ...ended.filter((one) => one.model !== "draft")]
+      .map((one) => plain(one.answer ?? "no answer").slice(0, LONG));
+    const differ = [answers.slice(0, -1).join(", "), ...answers.slice(-1)].filter(Boolean).join(" and ");
+    const all = answers.length === 2 ? "both" : `all ${answers.length} solutions`;
+    const said = agrees ? `${all} answer ${answers[0]}: accepted` : `${differ}: the target answers`;
+    const thrown = solutions.filter((one) => one.steps.length).map(({ model, steps }) =>
+      element("div", `version ${model}${agrees ? "" : " gone"}`, element("div", "head", who(steps[0])),
+        text(trimmed(steps.map((step) => step.text).join("")))));
+    return element("div", "comparison", ...thrown, element("p", "", said));
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model === "check" ? "checker" : step.model); }
