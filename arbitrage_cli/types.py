@@ -4,7 +4,7 @@ All records are frozen except `Trace`, to which flows append decisions.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
@@ -62,8 +62,8 @@ ROUTED_STEPS, ROUTED_THINKING_STEPS = 100, 1000
 """The default step limits of routed solutions, without and with thinking."""
 MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
 MAX_CONCURRENCY = 1024  # if all models are on servers
-THINK_TOKENS = 16384
-"""The default token limit for solutions with thinking."""
+ANSWER_TOKENS, THINK_TOKENS = 4096, 16384
+"""The default token limits for solutions without and with thinking."""
 
 MessageRole = Literal["user", "assistant"]
 
@@ -81,7 +81,7 @@ class Problem:
     """A question with its own settings.
 
     `turns` contains the earlier messages of a conversation. `system` replaces the default system prompt, unless `system` is
-    None. `thinks` is copied from the limits before the problem is solved.
+    None. `thinks` is copied from the limits before a model solves the problem, because the prompt depends on it.
     """
 
     id: str
@@ -92,26 +92,68 @@ class Problem:
 
 
 @frozen
-class Limits:
-    """Limits on the kept steps and tokens of one solution.
+class Thinking:
+    """Whether a model thinks before it answers.
 
-    If `max_steps` is None, only solutions of policies that choose between two models have a limit on steps.
-    `think_tokens` 0 disables thinking, and None sets no separate limit. `is_thinking_chosen` is true if the user turned
-    thinking on or off.
+    `switch` turns thinking on or off. If it is None, the chat template's default applies, which is to answer at once.
+    `max_tokens` limits the thinking. If it is None, there is no separate limit.
+    """
+
+    switch: bool | None = None
+    max_tokens: Positive | None = None
+
+    @property
+    def is_on(self) -> bool:
+        return self.switch is True
+
+    @property
+    def is_off(self) -> bool:
+        """Whether thinking is turned off, even if the chat template turns it on."""
+        return self.switch is False
+
+
+@frozen
+class Limits:
+    """Limits on the kept steps and tokens of one solution, and its thinking.
+
+    If `max_steps` is None, only solutions of policies that choose between two models have a limit on steps. If `max_tokens`
+    is None, the limit depends on whether the model thinks.
     """
 
     max_steps: Positive | None = None
-    max_tokens: Positive = 4096
+    max_tokens: Positive | None = None
     max_step_tokens: Positive = 512
-    think_tokens: Count | None = 0
-    is_thinking_chosen: bool = False
+    thinking: Thinking = Thinking()
 
     @property
-    def thinks(self) -> bool | None:
-        """Whether solutions begin with thinking: False if the user turned it off, None if the models do not think by default."""
-        if self.think_tokens != 0:
-            return True
-        return False if self.is_thinking_chosen else None
+    def token_limit(self) -> int:
+        return self.max_tokens or (THINK_TOKENS if self.thinking.is_on else ANSWER_TOKENS)
+
+
+@frozen
+class RoleLimits:
+    """The limits of each role's solutions. Everything that depends on whether a model thinks follows from this record.
+
+    `check` is None if there is no checker.
+    """
+
+    draft: Limits = Limits()
+    target: Limits = Limits()
+    check: Limits | None = None
+
+    def of(self, *roles: ModelRole) -> Limits:
+        """Return the limits of a solution to which models with these roles contribute: those of the target if it is one."""
+        match roles:
+            case ("draft",):
+                return self.draft
+            case ("check",) if self.check:
+                return self.check
+        return self.target
+
+    def with_max_tokens(self, max_tokens: int) -> "RoleLimits":
+        """Return the limits with another limit on the tokens of a solution."""
+        check = self.check and replace(self.check, max_tokens=max_tokens)
+        return RoleLimits(replace(self.draft, max_tokens=max_tokens), replace(self.target, max_tokens=max_tokens), check)
 
 
 @frozen
@@ -342,10 +384,11 @@ class Trace:
 
     def next_budget(self, max_step_tokens: int | None = None) -> tuple[int, bool]:
         """Return the token limit of the next step, and whether the remaining thinking budget determines it."""
-        budget = min(max_step_tokens or self.limits.max_step_tokens, self.limits.max_tokens - self.num_tokens)
-        if self.phase == "answer" or self.limits.think_tokens is None:
+        budget = min(max_step_tokens or self.limits.max_step_tokens, self.limits.token_limit - self.num_tokens)
+        most = self.limits.thinking.max_tokens
+        if self.phase == "answer" or most is None:
             return budget, False
-        left = self.limits.think_tokens - self.num_tokens  # every step so far is a thinking step
+        left = most - self.num_tokens  # every step so far is a thinking step
         return (left, True) if left <= budget else (budget, False)
 
     @property
@@ -356,7 +399,7 @@ class Trace:
         last = self.decisions[-1].kept.stop
         if last == "end" or last == "context":
             return last
-        if self.num_tokens >= self.limits.max_tokens:
+        if self.num_tokens >= self.limits.token_limit:
             return "max_tokens"
         return "max_steps" if len(self.decisions) >= self._max_steps else None
 

@@ -118,15 +118,26 @@ def test_the_pairs_tau_is_for_the_pairs_policy() -> None:
 
 
 def test_thinking_is_asked_for_with_a_switch_or_a_number() -> None:
-    with open_pair(threads=1, ctx=512) as pair:
+    with open_pair(pair="builtin-thinking", threads=1, ctx=512) as pair:
         limits = [
             pair.solve("What is 5 + 6?", max_tokens=20, **options).to_dict()["settings"]["think_tokens"]
-            for options in ({}, {"think": True}, {"think": False}, {"think": 8})
+            for options in ({}, {"think": True}, {"think": 8})
         ]
-        assert limits == [0, None, 0, 8]
+        assert limits == [None, None, 8]
         thought = pair.solve("What is 5 + 6?", think=8)
+        with pytest.raises(UsageError, match="without thinking"):
+            pair.solve("What is 5 + 6?", think=False)
     assert thought.thinking
     assert [step.kept.phase for step in thought.steps][:1] == ["think"]
+
+
+def test_a_call_does_not_turn_thinking_on_for_models_that_cannot_think() -> None:
+    """The error names the pair that thinks, as `open_pair(think=True)` would choose it."""
+    with open_pair(threads=1, ctx=512) as pair:
+        with pytest.raises(UsageError, match="cannot think") as caught:
+            pair.solve("What is 5 + 6?", think=True)
+        assert (caught.value.option, "builtin-thinking" in caught.value.hint) == ("think", True)
+        assert pair.solve("What is 5 + 6?", think=False, max_tokens=20).to_dict()["settings"]["think_tokens"] == 0
 
 
 def test_a_stream_has_tokens_decisions_and_the_solution() -> None:

@@ -82,6 +82,7 @@ from arbitrage_cli.types import (
     ModelRole,
     Problem,
     Step,
+    Thinking,
     Trace,
     Wrote,
 )
@@ -173,7 +174,7 @@ def calls(turns: Sequence[tuple[Message, ...]], systems: Sequence[str] = SYSTEMS
     """Problems, with policies and limits. Prompts begin alike, and some end one token before or after a batch does."""
     questions = st.sampled_from(["a" * length for length in (1, 127, 128, 300)])
     asked = st.builds(Problem, st.just("p"), questions, st.sampled_from(turns), st.sampled_from(systems))
-    limits = st.sampled_from([SHORT, replace(SHORT, think_tokens=20)])
+    limits = st.sampled_from([SHORT, replace(SHORT, thinking=Thinking(True, 20))])
     return st.tuples(asked, st.sampled_from(["draft", "target", "random"]), limits)
 
 

@@ -90,7 +90,7 @@ def differences_of(trace: Trace) -> list[tuple[int, float]]:
 
 
 def references(draft: Backend, target: Backend, problems: Sequence[Problem], tau: float) -> Written:
-    return {one.id: written_one_by_one(draft, target, one, tau, LIMITS.max_tokens) for one in problems}
+    return {one.id: written_one_by_one(draft, target, one, tau, LIMITS.token_limit) for one in problems}
 
 
 def toy_references(tau: float, problems: Sequence[Problem] = PROBLEMS) -> Written:

@@ -18,6 +18,7 @@ from arbitrage_cli.types import (
     Positive,
     Share,
     Temperature,
+    Thinking,
     frozen,
 )
 
@@ -70,15 +71,17 @@ class Options:
     command: Sequence[str] = ()
 
     @property
-    def think_tokens(self) -> int | None:
-        """The maximum number of thinking tokens: None if unlimited, 0 if thinking is off. Raises UsageError if invalid."""
+    def thinking(self) -> Thinking | None:
+        """Whether the models think, or None if the user did not choose. Raises UsageError if the value is invalid."""
         match self.think:
-            case None | "off":
-                return 0
-            case "on":
+            case None:
                 return None
+            case "off":
+                return Thinking(False)
+            case "on":
+                return Thinking(True)
             case text if text.isascii() and text.isdigit() and len(text) < 10:
-                return int(text)
+                return Thinking(True, int(text)) if int(text) else Thinking(False)
         hint = "use on, off, or the maximum number of thinking tokens, such as 2000"
         raise UsageError(f"invalid value '{self.think}'", hint, option="think")
 

@@ -113,6 +113,11 @@ class ChatPrompt:
         source = self._layouts.source
         return form if form.end in source or form.start in source else None
 
+    @property
+    def can_think(self) -> bool:
+        """Whether the model may think: it has a thinking format, or its chat template is unknown."""
+        return self.own_format is not None or not self._layouts.source
+
     def _thinks_by_default(self, state_if_off: PhaseState) -> bool | None:
         form = self.think_format
         source = self._layouts.source

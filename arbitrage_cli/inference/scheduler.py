@@ -222,7 +222,7 @@ class Scheduler:
             self._comparer.end()
 
     def _admit(self, job: Job) -> Iterator[Event]:
-        trace = Trace(replace(job.problem, thinks=job.limits.thinks), job.limits)
+        trace = Trace(replace(job.problem, thinks=job.limits.thinking.switch), job.limits)
         flight = _InFlight(self._free.pop(), trace, job.make_flow(trace), job)
         self._in_flight[flight.slot] = flight
         yield Started(trace)

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from arbitrage_cli.agreement import agree
 from arbitrage_cli.arbitrage import Flow, WriteStep
-from arbitrage_cli.types import THINK_TOKENS, Limits, ModelRole, Trace, frozen
+from arbitrage_cli.types import ModelRole, RoleLimits, Trace, frozen
 
 if TYPE_CHECKING:
     from arbitrage_cli.problems.tasks import Grader
-
-Thinking = Literal["on", "off"]
-"""Whether the checker thinks."""
 
 
 @frozen
@@ -23,7 +20,7 @@ class Checker:
     """
 
     grader: "Grader"
-    thinking: Thinking = "off"
+    limits: RoleLimits
     order: Sequence[ModelRole] = ("draft", "check")
     at_once: bool = False
 
@@ -41,15 +38,5 @@ class Checker:
         )
 
     def _own_trace(self, trace: Trace, model: ModelRole) -> Trace:
-        limits = self._own_limits(trace.limits) if model == "check" else trace.limits
-        return Trace(replace(trace.problem, thinks=limits.thinks), limits)
-
-    def _own_limits(self, limits: Limits) -> Limits:
-        """Return the checker's limits. If only the checker thinks, the default limit is that of solutions with thinking."""
-        thinks = self.thinking == "on"
-        if thinks == bool(limits.thinks):
-            return limits
-        if not thinks:
-            return replace(limits, think_tokens=0, is_thinking_chosen=False)
-        is_default = limits.max_tokens == Limits().max_tokens
-        return replace(limits, think_tokens=None, max_tokens=THINK_TOKENS if is_default else limits.max_tokens)
+        limits = self.limits.of(model)
+        return Trace(replace(trace.problem, thinks=limits.thinking.switch), limits)

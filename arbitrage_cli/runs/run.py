@@ -3,7 +3,7 @@
 One type writes, checks and reads it. A resumed run reads the stored decisions and never makes them again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -17,7 +17,6 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import KV_BYTES
-from arbitrage_cli.routing.checker import Thinking
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.router import TrainedModel
@@ -25,7 +24,7 @@ from arbitrage_cli.runs.records import ADVISE, BENCH, COLLECT, Command, Kind, Le
 from arbitrage_cli.runs.rows import Count, PolicyName, Record
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.system.machine import MAX_THREADS
-from arbitrage_cli.types import MAX_CONCURRENCY, MAX_CONTEXT, Bill, Finished, Json, Limits, ModelRole, Positive
+from arbitrage_cli.types import MAX_CONCURRENCY, MAX_CONTEXT, Bill, Finished, Json, ModelRole, Positive, RoleLimits
 
 MACHINE: Mapping[str, str] = MappingProxyType({"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"})
 """The facts about a machine that affect times, by their names in run.json."""
@@ -133,19 +132,28 @@ class Settings(Record):
     system: str
     chat_template_kwargs: Json
     sampler: Sampler
-    limits: Limits
-    check_thinking: Thinking | None
+    limits: RoleLimits
     reward: str | None
     kv_type: Annotated[str, AfterValidator(_check_kv_type)]
     gpu_layers: Annotated[int, Ge(-1)] | Literal["auto"]
     flash_attention: bool | Literal["auto"]
 
-    def of_call(self, limits: Limits | None = None, sampler: Sampler | None = None) -> Json:
-        """Return the settings for the record of a solution, with the limits and the sampler of a call."""
-        chosen = limits or self.limits
-        values = self.to_dict() | asdict(sampler or self.sampler) | asdict(chosen)
-        values["think_min_chars"] = THOUGHT_END.min_chars if chosen.think_tokens != 0 else None
-        return {name: values[name] for name in values if name not in ("sampler", "limits", "is_thinking_chosen")}
+    def of_call(
+        self, roles: Sequence[ModelRole] = ("target",), limits: RoleLimits | None = None, sampler: Sampler | None = None
+    ) -> Json:
+        """Return the settings for the record of a solution by models with these roles, with the limits and sampler of a call."""
+        by_role = limits or self.limits
+        own, check = by_role.of(*roles), by_role.check
+        values = self.to_dict() | asdict(sampler or self.sampler)
+        values |= {
+            "max_steps": own.max_steps,
+            "max_tokens": own.token_limit,
+            "max_step_tokens": own.max_step_tokens,
+            "think_tokens": own.thinking.max_tokens if own.thinking.is_on else 0,
+            "think_min_chars": THOUGHT_END.min_chars if own.thinking.is_on else None,
+            "check_thinking": check and ("on" if check.thinking.is_on else "off"),
+        }
+        return {name: values[name] for name in values if name not in ("sampler", "limits")}
 
     @property
     def load(self) -> LoadOptions:

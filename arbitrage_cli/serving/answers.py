@@ -63,8 +63,8 @@ class Answer:
         self._filter = StopFilter(request.body.stop)
         self._text: list[str] = []
         self._thoughts: list[str] = []
-        problem = replace(request.problem, thinks=request.limits.thinks)
-        self._trace = Trace(problem, request.limits)
+        limits = request.own_limits
+        self._trace = Trace(replace(request.problem, thinks=limits.thinking.switch), limits)
         self._num_prompt: int | None = None
         self._written = self._sent = ""  # text of the current step
         self._reason = "stop"

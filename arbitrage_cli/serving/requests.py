@@ -16,7 +16,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.rows import make_conversation
 from arbitrage_cli.routing.policies import POLICIES, Policy, refuse_sampling
 from arbitrage_cli.routing.route import Menu, Route
-from arbitrage_cli.types import Fields, Json, Limits, Problem, frozen
+from arbitrage_cli.types import Fields, Json, Limits, Problem, RoleLimits, frozen
 
 OWN_NAME = "arbitrage"
 MAX_MODEL_NAME = 100  # characters in a model name
@@ -79,17 +79,19 @@ class RefusedError(ArbitrageError):
 class Defaults:
     """The server's settings. A request may override them within the limits.
 
-    `thinking` applies to requests that turn thinking on. Conversations of more than `max_chars` characters are rejected
-    without being tokenized. `always_thinks` is true if a model cannot answer without thinking. If `lacks_checker` is true,
-    requests that need the checker are refused, because other solutions must not take its place.
+    `thinking` applies to requests that turn thinking on, and is None if the models cannot think; `thinking_pair` then names
+    the pair whose models can. `answering` applies to requests that turn thinking off, and is None if a model cannot answer
+    without thinking. Conversations of more than `max_chars` characters are rejected without being tokenized. If
+    `lacks_checker` is true, requests that need the checker are refused, because other solutions must not take its place.
     """
 
     menu: Menu
-    limits: Limits
-    thinking: Limits
+    limits: RoleLimits
+    thinking: RoleLimits | None
+    answering: RoleLimits | None
     sampler: Sampler
     max_chars: int
-    always_thinks: bool = False
+    thinking_pair: str | None = None
     lacks_checker: bool = False
 
     @property
@@ -184,6 +186,11 @@ class Body(BaseModel):
         return None if self.reasoning_effort is None else self.reasoning_effort != "none"
 
     @property
+    def thinking_field(self) -> str:
+        """The field that turns thinking on or off."""
+        return "reasoning_effort" if self.chat_template_kwargs.enable_thinking is None else "chat_template_kwargs"
+
+    @property
     def ignored(self) -> str:
         """The names of the fields without effect, for a response header. At most `MAX_IGNORED` names are listed."""
         fields = {name: value for name, value in (self.model_extra or {}).items() if name not in HARMLESS}
@@ -201,8 +208,13 @@ class ChatRequest:
     problem: Problem
     model: str
     route: Route
-    limits: Limits
+    limits: RoleLimits
     sampler: Sampler
+
+    @property
+    def own_limits(self) -> Limits:
+        """The limits of the route's solutions."""
+        return self.limits.of(*self.route.policy.models)
 
 
 def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatRequest:
@@ -214,9 +226,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         reason = "must be an object" if first["type"] == "model_type" else in_plain_words(first["msg"])
         raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)
-    if read.thinks is False and defaults.always_thinks:
-        raise RefusedError("the models of this server cannot answer without thinking")
-    limits = defaults.thinking if read.thinks else defaults.limits
+    limits = _limits(read, defaults)
     sampler = replace(
         defaults.sampler,
         **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
@@ -227,14 +237,22 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         problem,
         model,
         _greedy_if_needed(find_route(model, defaults), sampler),
-        replace(
-            limits,
-            max_tokens=min(read.token_limit or limits.max_tokens, limits.max_tokens),
-            think_tokens=0 if read.thinks is False else limits.think_tokens,
-            is_thinking_chosen=limits.is_thinking_chosen or read.thinks is not None,
-        ),
+        limits,
         sampler,
     )
+
+
+def _limits(body: Body, defaults: Defaults) -> RoleLimits:
+    """Return the limits of a request. Raises RefusedError if the models cannot think, or cannot answer without thinking."""
+    limits = {True: defaults.thinking, False: defaults.answering, None: defaults.limits}[body.thinks]
+    if limits is None and body.thinks:
+        pair = defaults.thinking_pair
+        hint = f"start the server with --pair {pair}" if pair else "start the server with a model that thinks"
+        raise RefusedError("the models of this server cannot think", hint, parameter=body.thinking_field)
+    if limits is None:
+        raise RefusedError("the models of this server cannot answer without thinking", parameter=body.thinking_field)
+    asked = body.token_limit
+    return limits.with_max_tokens(min(asked, limits.target.token_limit)) if asked else limits
 
 
 def _greedy_if_needed(route: Route, sampler: Sampler) -> Route:

@@ -19,7 +19,7 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.serving.answers import SolutionEvent
 from arbitrage_cli.serving.bulkhead import Bulkhead
 from arbitrage_cli.serving.requests import ChatRequest
-from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote
+from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, RoleLimits, ServingEvent, Started, Writing, Wrote
 
 Observe = Callable[[ServingEvent], None]
 Report = SolutionEvent | None  # None if the worker stopped first
@@ -108,12 +108,12 @@ class Intake:
 
 
 class Worker:
-    """Solves the problems in its intake. `scorer_for` returns the scorer of a policy."""
+    """Solves the problems in its intake. `scorer_for` returns the scorer of a policy, given the limits of a request."""
 
     def __init__(
         self,
         scheduler: Scheduler,
-        scorer_for: Callable[[Policy], Scorer | Checker | None],
+        scorer_for: Callable[[Policy, RoleLimits], Scorer | Checker | None],
         bulkhead: Bulkhead | None = None,
     ) -> None:
         self._scheduler = scheduler
@@ -143,9 +143,9 @@ class Worker:
             request = ticket.request
             self._tickets[request.problem.id] = ticket
             self._bulkhead.enter(ticket.policy)
-            scorer = self._scorer_for(ticket.policy)
+            scorer = self._scorer_for(ticket.policy, request.limits)
             make_flow = partial(request.route.flow, seed=request.sampler.seed, scorer=scorer)
-            yield Job(request.problem, make_flow, request.limits, ticket.deadline, request.sampler)
+            yield Job(request.problem, make_flow, request.own_limits, ticket.deadline, request.sampler)
 
     def _report(self, event: Event, observe: Observe) -> None:
         ticket = self._tickets[event.trace.problem.id]

@@ -12,14 +12,16 @@ from gguf import GGUFValueType as Kind
 from pairs_file import add_pair
 
 from arbitrage_cli import open_pair
-from arbitrage_cli.app.asking.request import Request, ask, ask_to_collect
+from arbitrage_cli.app.asking.request import Request, Use, ask, ask_to_collect
 from arbitrage_cli.app.commands.model_info import describe_models
-from arbitrage_cli.app.deciding.decide import decide
+from arbitrage_cli.app.deciding.decide import THINK_CONTEXT_SIZE, decide
 from arbitrage_cli.app.deciding.gather import gather
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.display.model_facts import file_facts
+from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry
 from arbitrage_cli.runs.run import Setup
+from arbitrage_cli.types import Thinking
 
 ADVICE: dict[str, Entry | None] = {
     "general.sampling.temp": (Kind.FLOAT32, 0.6),
@@ -61,11 +63,26 @@ def test_info_shows_thoughts_and_sampling(advised: str, thinker: str) -> None:
 
 def test_a_model_that_thinks_by_itself_thinks_in_each_command(advised: str, thinker: str) -> None:
     models = Options(draft=thinker, target=advised, policy="entropy")
-    for think, tokens in ((None, None), ("off", 0)):
+    for think, thinking in ((None, Thinking(True)), ("off", Thinking(False))):
         asked = replace(models, think=think)
         for request in (ask(asked, MATH), ask_to_collect(asked, MATH, "rollout")):
             settings = without_models(request).settings
-            assert (settings.limits.think_tokens, settings.sampler.temperature) == (tokens, 0.0)
+            assert (settings.limits.target.thinking, settings.sampler.temperature) == (thinking, 0.0)
+
+
+@pytest.mark.parametrize(("use", "has_room"), [("run", False), ("calls", True), ("serve", True)])
+def test_models_have_room_for_thinking_that_is_turned_on_later(
+    tiny: Mapping[str, Path], tmp_path: Path, use: Use, has_room: bool
+) -> None:
+    """A call or a request may turn it on, but not if the models cannot think."""
+    trained: dict[str, Entry | None] = {"llama.context_length": (Kind.UINT32, 32768)}
+    plain = str(alter(tiny["draft"], tmp_path / "plain.gguf", trained))
+    thinks = with_template(Path(plain), tmp_path / "thinks.gguf", "{% if enable_thinking %}<think>\n{% endif %}" + ENDS)
+    for model, is_larger in ((plain, False), (thinks, has_room)):
+        setup = without_models(ask(typed(draft=model, target=model, policy="entropy", think="off"), MATH, use=use))
+        assert {one.context_size for one in setup.models.values()} == {
+            THINK_CONTEXT_SIZE if is_larger else DEFAULT_CONTEXT_SIZE
+        }
 
 
 def test_a_template_that_only_strips_thoughts_proves_none(tiny: Mapping[str, Path], tmp_path: Path) -> None:
@@ -73,7 +90,7 @@ def test_a_template_that_only_strips_thoughts_proves_none(tiny: Mapping[str, Pat
     for think, noted in ((None, ["strips.gguf"]), ("off", [])):
         made = without_models(ask(typed(draft=path, target=str(tiny["target"]), policy="entropy", think=think), MATH))
         found = [note.partition(": cannot tell")[0] for note in made.notes if "chat template" in note]
-        assert (made.settings.limits.think_tokens, found) == (0, noted)
+        assert (made.settings.limits.target.thinking.is_on, found) == (False, noted)
 
 
 def test_settings_of_a_pair_are_not_used_for_other_models(

@@ -22,6 +22,7 @@ from arbitrage_cli.app.asking.request import Use, ask
 from arbitrage_cli.app.entries.start import open_session
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
+from arbitrage_cli.types import Thinking
 
 KEY = "sk-secret-0123"
 DRAFT, OTHER = "scripted:draft", "http://127.0.0.1:1/v1"
@@ -55,17 +56,29 @@ def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
     with serving() as (server, address):
         server.backend.chat_template = TEMPLATE + "{% if enable_thinking | default(true) %}<think>\n{% endif %}"
         found = [decided(routed(address, **think)).settings for think in ({}, {"think": "off"})]
-        assert [(one.limits.think_tokens, one.limits.max_tokens) for one in found] == [(None, 40), (0, 40)]
+        assert [(one.limits.target.thinking.switch, one.limits.target.max_tokens) for one in found] == [
+            (True, 40),
+            (False, 40),
+        ]
         server.backend.chat_template = TEMPLATE + "<think>\n"
         error = refused(decided, routed(address, think="off"))
     assert (error.option, "toy" in error.message) == ("think", True)
 
 
-@pytest.mark.parametrize(("think", "thinks"), [({}, "on"), ({"think": "off"}, "off"), ({"think": "0"}, "off")])
-def test_a_checker_thinks_if_it_does_by_itself_unless_thinking_is_off(think: dict[str, str], thinks: str) -> None:
+@pytest.mark.parametrize(("think", "thinks"), [({}, True), ({"think": "off"}, False), ({"think": "0"}, False)])
+def test_a_checker_thinks_if_it_does_by_itself_unless_thinking_is_off(think: dict[str, str], thinks: bool) -> None:
     with serving() as (server, check):
         server.backend.chat_template = TEMPLATE + "{% if enable_thinking | default(true) %}<think>\n{% endif %}"
-        assert decided(routed("scripted:target", "agree", check=check, **think)).settings.check_thinking == thinks
+        limits = decided(routed("scripted:target", "agree", check=check, **think)).settings.limits
+    assert limits.of("check").thinking.is_on is thinks
+
+
+def test_a_call_that_turns_thinking_off_turns_off_the_checkers_too() -> None:
+    with serving() as (server, check):
+        server.backend.chat_template = TEMPLATE + "{% if enable_thinking | default(true) %}<think>\n{% endif %}"
+        with open_pair(DRAFT, "scripted:target", check=check, policy="agree", max_tokens=40) as pair:
+            records = [pair.solve("1 + 1", think=think).to_dict() for think in (None, False)]
+    assert [record["settings"]["check_thinking"] for record in records] == ["on", "off"]
 
 
 def test_a_run_keeps_the_thinking_that_was_decided_and_is_shown_without_its_servers(here: Path) -> None:
@@ -77,7 +90,7 @@ def test_a_run_keeps_the_thinking_that_was_decided_and_is_shown_without_its_serv
         whole = bench(here, options, limit="1-2")
     again = bench(here, options)
     assert (again.todo, len(again.results), again.results) == ([], 4, whole.results)
-    assert again.run.decided.settings.limits.think_tokens is None
+    assert again.run.decided.settings.limits.target.thinking == Thinking(True)
     assert refused(bench, here, routed(target, "agree,target", check=check, think="off")).option == "think"
 
 

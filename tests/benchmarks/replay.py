@@ -31,7 +31,7 @@ from arbitrage_cli.runs.records import tally_of
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import Cost, Finished, Grade, Json, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Finished, Grade, Json, Limits, ModelRole, Problem, RoleLimits, Step, Trace
 
 CHARS_PER_SECOND = 1e4  # of a model with a billion parameters
 
@@ -48,7 +48,7 @@ def main() -> None:
     rows = [json.loads(line) for line in arguments.file.read_text(encoding="utf-8").splitlines()]
     with MATH.open_grader() as grader:
         results = [
-            attempt(row, route, Checker(grader) if route.policy.compares_answers else None, names)
+            attempt(row, route, Checker(grader, RoleLimits()) if route.policy.compares_answers else None, names)
             for route in map(Route, map(POLICIES.__getitem__, ("target", "agree")))
             for row in rows
         ]

@@ -35,7 +35,7 @@ from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.types import Finished, Grade, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Finished, Grade, ModelRole, Problem, RoleLimits, Step, Trace
 
 TARGET, DRAFT = Route(POLICIES["target"], None), Route(POLICIES["draft"], None)
 ENTROPY, RANDOM = Route(POLICIES["entropy"], 2.0), Route(POLICIES["random"], 0.5)
@@ -80,7 +80,7 @@ class Bench:
         return Loop(
             self.scheduler,
             self.flow,
-            SHORT,
+            RoleLimits(SHORT, SHORT),
             self.row,
             kept,
             sampler=self.sampler,

@@ -19,7 +19,7 @@ from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.probing import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
-from arbitrage_cli.types import Decision, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Decision, Finished, Limits, ModelRole, Problem, Step, Thinking, Trace
 
 PROBLEMS = [problem for problem in ALL if solve(here(), [problem], "target")[problem.id].text]
 """Problems that the target answers: an answer without text counts as a refusal."""
@@ -302,7 +302,7 @@ def test_faults_of_a_chat_api_change_no_text(fault: Answer, monkeypatch: pytest.
 def test_a_chat_api_continues_thinking_as_text() -> None:
     problem = Problem("t", "question", thinks=True)
     with opened_model(server := ChatServer(Api()), template=None) as model:
-        events = events_of({"target": writer(model)}, [problem], "target", limits=Limits(4, 120, 40, None))
+        events = events_of({"target": writer(model)}, [problem], "target", limits=Limits(4, 120, 40, Thinking(True)))
     assert isinstance(events[-1], Finished)
     assert events[-1].error is None
     thought, *_ = events[-1].trace.decisions

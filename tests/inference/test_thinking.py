@@ -46,6 +46,7 @@ from arbitrage_cli.types import (
     ModelRole,
     Phase,
     Problem,
+    Thinking,
     Trace,
 )
 
@@ -82,7 +83,9 @@ class Thinker(HashBackend):
 
 
 def long(think_tokens: int | None) -> Limits:
-    return Limits(max_steps=400, max_tokens=900, max_step_tokens=600, think_tokens=think_tokens)
+    """Limits with this limit on thinking: none if it is None. 0 turns nothing on."""
+    thinking = Thinking() if think_tokens == 0 else Thinking(True, think_tokens)
+    return Limits(max_steps=400, max_tokens=900, max_step_tokens=600, thinking=thinking)
 
 
 SWITCHED, GEMMA = TEMPLATES["switched"], TEMPLATES["gemma-4"]

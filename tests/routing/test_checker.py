@@ -1,30 +1,26 @@
-"""The limits of the checker of policy `agree`."""
+"""The limits of the solutions that policy `agree` compares."""
 
 import pytest
 
 from arbitrage_cli.problems.tasks import MATH
-from arbitrage_cli.routing.checker import Checker, Thinking
-from arbitrage_cli.types import THINK_TOKENS, Limits, Problem, Trace
+from arbitrage_cli.routing.checker import Checker
+from arbitrage_cli.types import ANSWER_TOKENS, THINK_TOKENS, Limits, Problem, RoleLimits, Thinking, Trace
 
-PLAIN = Limits()
-THINKING, BRIEF = Limits(think_tokens=None, max_tokens=9000), Limits(think_tokens=50, is_thinking_chosen=True)
+QUICK, THINKING = Limits(thinking=Thinking(False)), Limits(thinking=Thinking(True))
 
 
-@pytest.mark.parametrize(
-    ("thinking", "limits", "expected"),
-    [
-        ("off", PLAIN, PLAIN),
-        ("off", THINKING, Limits(max_tokens=9000)),
-        ("on", PLAIN, Limits(think_tokens=None, max_tokens=THINK_TOKENS)),
-        ("on", Limits(max_tokens=300), Limits(think_tokens=None, max_tokens=300)),
-        ("on", BRIEF, BRIEF),
-    ],
-)
-def test_the_checker_has_its_own_limits(thinking: Thinking, limits: Limits, expected: Limits) -> None:
-    trace = Trace(Problem("p", "1 + 1", thinks=limits.thinks), limits)
+@pytest.mark.parametrize("limits", [RoleLimits(QUICK, THINKING, QUICK), RoleLimits(THINKING, THINKING, QUICK)])
+def test_each_solution_has_the_limits_of_its_role(limits: RoleLimits) -> None:
+    trace = Trace(Problem("p", "1 + 1", thinks=True), limits.target)
     with MATH.open_grader() as grader:
-        requests = next(Checker(grader, thinking, at_once=True).flow(trace))
+        requests = next(Checker(grader, limits, at_once=True).flow(trace))
     assert isinstance(requests, tuple)
-    draft, check = requests
-    assert (draft.trace.limits, draft.trace.problem) == (limits, trace.problem)
-    assert (check.trace.limits, check.trace.problem.thinks) == (expected, expected.thinks)
+    for request in requests:
+        own = limits.of(request.model)
+        assert (request.trace.limits, request.trace.problem.thinks) == (own, own.thinking.switch)
+
+
+def test_thinking_has_a_larger_default_limit() -> None:
+    assert [limits.token_limit for limits in (QUICK, THINKING)] == [ANSWER_TOKENS, THINK_TOKENS]
+    brief = RoleLimits(QUICK, THINKING, QUICK).with_max_tokens(300)
+    assert [brief.of(role).token_limit for role in ("draft", "target", "check")] == [300, 300, 300]

@@ -26,7 +26,7 @@ from arbitrage_cli.serving.answers import StopFilter
 from arbitrage_cli.serving.requests import RefusedError, read_request
 from arbitrage_cli.serving.server import Access, ServerBounds
 from arbitrage_cli.serving.worker import Intake, Ticket
-from arbitrage_cli.types import Message, Problem, RequestEnded, Writing, Wrote
+from arbitrage_cli.types import Message, Problem, RequestEnded, Thinking, Writing, Wrote
 
 KEY = "a key"
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -141,11 +141,11 @@ def test_the_model_says_how_to_route(client: Served, model: str, policy: str, ta
 
 @pytest.fixture(scope="module")
 def thinker() -> Iterator[Served]:
-    with serving(think_tokens=30) as served:
+    with serving(thinking=Thinking(True, 30)) as served:
         yield served
 
 
-THOUGHTFUL = replace(SHORT, think_tokens=30)
+THOUGHTFUL = replace(SHORT, thinking=Thinking(True, 30))
 
 
 @pytest.mark.parametrize("model", ["target", "entropy"])
@@ -191,10 +191,19 @@ def test_requests_say_whether_to_think(
 @pytest.mark.parametrize("fields", [{"reasoning_effort": "none"}, OFF])
 def test_models_that_always_think_cannot_be_told_not_to(fields: dict[str, Any]) -> None:
     body = json.dumps({"messages": USER, **fields}).encode()
-    assert read_request(body, "1", DEFAULTS).limits.thinks is False
+    assert read_request(body, "1", DEFAULTS).own_limits.thinking.is_off
     with pytest.raises(RefusedError) as caught:
-        read_request(body, "1", replace(DEFAULTS, always_thinks=True))
+        read_request(body, "1", replace(DEFAULTS, answering=None))
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(("field", "value"), [("reasoning_effort", "high"), *ON.items()])
+def test_models_that_cannot_think_are_not_told_to(field: str, value: Any) -> None:
+    body = json.dumps({"messages": USER, field: value}).encode()
+    assert read_request(body, "1", DEFAULTS).own_limits.thinking.is_on
+    with pytest.raises(RefusedError) as caught:
+        read_request(body, "1", replace(DEFAULTS, thinking=None, thinking_pair="thinkers"))
+    assert (caught.value.status, caught.value.parameter, "thinkers" in caught.value.hint) == (400, field, True)
 
 
 def test_who_asks_for_thoughts_gets_the_limits_of_solutions_that_think(client: Served) -> None:
@@ -217,7 +226,7 @@ def test_how_tokens_are_drawn(client: Served) -> None:
         )
     short = client.ask(max_completion_tokens=5).json()
     assert (short["usage"]["completion_tokens"], short["choices"][0]["finish_reason"]) == (5, "length")
-    assert client.ask(max_tokens=10**9).json()["usage"]["completion_tokens"] <= SHORT.max_tokens + SHORT.max_step_tokens
+    assert client.ask(max_tokens=10**9).json()["usage"]["completion_tokens"] <= SHORT.token_limit + SHORT.max_step_tokens
 
 
 def ends(client: Served) -> list[str]:

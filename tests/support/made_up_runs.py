@@ -27,7 +27,7 @@ from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow, read_row
 from arbitrage_cli.runs.run import Run, read_run
-from arbitrage_cli.types import Check, CheckedSolution, Cost, Decision, Finished, Grade, Limits, Phase, Step
+from arbitrage_cli.types import Check, CheckedSolution, Cost, Decision, Finished, Grade, Phase, RoleLimits, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
 DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
@@ -140,8 +140,7 @@ def settings(sampler: Sampler = GREEDY, **changed: Any) -> dict[str, Any]:
         "system": "",
         "chat_template_kwargs": {},
         "sampler": asdict(sampler),
-        "limits": asdict(Limits()),
-        "check_thinking": None,
+        "limits": asdict(RoleLimits()),
         "reward": None,
         "kv_type": "auto",
         "gpu_layers": "auto",

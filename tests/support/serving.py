@@ -19,12 +19,26 @@ from arbitrage_cli.routing.route import AvailableRouter, Menu, Route
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
-from arbitrage_cli.types import ServingEvent
+from arbitrage_cli.types import Limits, RoleLimits, ServingEvent, Thinking
 
 CONCURRENCY = 4
 MENU = Menu(Route(POLICIES["entropy"], 1.5), AvailableRouter(None, None))
-LONG = replace(SHORT, max_steps=12, max_tokens=2 * SHORT.max_tokens)
-DEFAULTS = Defaults(MENU, SHORT, LONG, Sampler(), max_chars=20_000)
+LONG = replace(SHORT, max_steps=12, max_tokens=2 * SHORT.token_limit)
+
+
+def limits_for_both(limits: Limits, thinking: Thinking) -> RoleLimits:
+    both = replace(limits, thinking=thinking)
+    return RoleLimits(both, both)
+
+
+DEFAULTS = Defaults(
+    MENU,
+    RoleLimits(SHORT, SHORT),
+    limits_for_both(LONG, Thinking(True)),
+    limits_for_both(SHORT, Thinking(False)),
+    Sampler(),
+    max_chars=20_000,
+)
 NAMES = frozenset(("127.0.0.1", "localhost", "::1"))
 
 
@@ -84,7 +98,7 @@ def serving(
     bounds: ServerBounds | None = None,
     access: Access | None = None,
     concurrency: int = CONCURRENCY,
-    think_tokens: int = 0,
+    thinking: Thinking = Thinking(),  # noqa: B008 - frozen
 ) -> Iterator[Served]:
     """Run a server, and check that its thread ends without an error."""
     make = gate.backend if gate else HashBackend
@@ -93,9 +107,8 @@ def serving(
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
     allowed, access = bounds or ServerBounds(concurrency), access or Access(None, NAMES.__contains__)
-    limits, thinking = replace(SHORT, think_tokens=think_tokens), replace(LONG, think_tokens=think_tokens or None)
-    defaults = replace(DEFAULTS, limits=limits, thinking=thinking)
-    service = Service(Worker(scheduler, lambda policy: None), defaults, allowed, access)
+    defaults = replace(DEFAULTS, limits=limits_for_both(SHORT, thinking))
+    service = Service(Worker(scheduler, lambda policy, limits: None), defaults, allowed, access)
     with closing(bind("127.0.0.1", 0)) as bound:
 
         def run() -> None:

@@ -228,9 +228,10 @@ def choose_pair(options: Options) -> PairEntry | None:
         return None
     pairs = user_pairs()
     pair = find_pair(options.pair or DEFAULT_PAIR, pairs)
-    if any(models) or options.think is None:
+    thinking = options.thinking
+    if any(models) or thinking is None:
         return pair
-    if options.think_tokens != 0:
+    if thinking.is_on:
         return find_pair(pair.thinking_pair, pairs) if pair.thinking_pair else pair
     return next((other for other in pairs.values() if other.thinking_pair == pair.name), pair)
 

@@ -22,7 +22,7 @@ from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import tally_of
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import Event, Fields, Finished, Limits, Started, Trace
+from arbitrage_cli.types import Event, Fields, Finished, Limits, RoleLimits, Started, Trace
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Loop:
 
     scheduler: Callable[[Attempt], Scheduler]
     flow: Callable[[Attempt, Trace], Flow]
-    limits: Limits
+    limits: RoleLimits
     row: Callable[[Attempt, Finished, Stopwatch], Any]
     display: Display
     store: RunFolder | None = None
@@ -144,7 +144,7 @@ class Loop:
                 alone.append(replace(attempt, is_alone=True))
             else:
                 error = ProblemError(f"skipped, because the process crashed {MAX_CRASHES} times while solving this problem")
-                self.end(attempt, Finished(Trace(attempt.item.problem, self.limits), error))
+                self.end(attempt, Finished(Trace(attempt.item.problem, self._limits_of(attempt)), error))
 
     def _solve(self, attempts: Iterator[Attempt]) -> Iterator[Attempt]:
         if (first := next(attempts, None)) is None:
@@ -195,4 +195,7 @@ class Loop:
         seconds = attempt.seconds
         deadline = None if seconds is None else Deadline(self.clock() + seconds, seconds, self.clock)
         sampler = replace(self.sampler, seed=self.sampler.seed + attempt.sample) if attempt.sample else None
-        return Job(attempt.item.problem, make_flow, self.limits, deadline, sampler)
+        return Job(attempt.item.problem, make_flow, self._limits_of(attempt), deadline, sampler)
+
+    def _limits_of(self, attempt: Attempt) -> Limits:
+        return self.limits.of(*attempt.route.policy.models)

@@ -8,7 +8,8 @@ from reprlib import repr as short
 from typing import Any, TypedDict
 
 from arbitrage_cli.app.asking.needs import needed_models, refuse_on_servers, refuse_useless, with_tau_of_policy
-from arbitrage_cli.app.deciding.decide import NO_CHECKS, refuse_without_thinking
+from arbitrage_cli.app.deciding.decide import NO_CHECKS
+from arbitrage_cli.app.deciding.thinking import limits_by_role, refuse_thinking, refuse_without_thinking
 from arbitrage_cli.app.opening.session import Session
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.arbitrage import Flow
@@ -21,7 +22,7 @@ from arbitrage_cli.routing.route import Route, make_route
 from arbitrage_cli.runs.records import NO_COST, RunInfo, tally_of
 from arbitrage_cli.runs.rows import SolutionRow
 from arbitrage_cli.types import (
-    THINK_TOKENS,
+    WRITING,
     Check,
     Cost,
     Decision,
@@ -31,6 +32,8 @@ from arbitrage_cli.types import (
     ModelRole,
     Phase,
     Problem,
+    RoleLimits,
+    Thinking,
     Trace,
     TraceStop,
     frozen,
@@ -202,11 +205,16 @@ class PairCall:
     """The resolved options of a call. `run` contains the settings for solution records."""
 
     route: Route
-    limits: Limits
+    limits: RoleLimits
     sampler: Sampler
     system: str | None
     make_flow: Callable[[Trace], Flow]
     run: RunInfo
+
+    @property
+    def own_limits(self) -> Limits:
+        """The limits of the route's solutions."""
+        return self.limits.of(*self.route.policy.models)
 
     def problem(self, question: Question, identifier: str) -> Problem:
         """Convert a question to a problem. Raises UsageError if the question is invalid."""
@@ -215,7 +223,7 @@ class PairCall:
         return replace(problem, system=system)
 
     def job(self, problem: Problem) -> Job:
-        return Job(problem, self.make_flow, self.limits, sampler=self.sampler)
+        return Job(problem, self.make_flow, self.own_limits, sampler=self.sampler)
 
     def solution(self, finished: Finished) -> Solution:
         """Return the solution of a finished problem. Its record contains the problem's system prompt."""
@@ -230,33 +238,37 @@ def resolve_call(session: Session, given: CallOptions, *, in_conversation: bool 
     """Combine a call's options with what is decided. Raises UsageError if an option is invalid or a model is missing."""
     options = with_tau_of_policy(options_of(Options(), given))
     route = _route_of(session, options, in_conversation=in_conversation)
-    is_chosen = "think" in options.explicit
-    limits = with_thinking(
-        session,
-        options.think_tokens if is_chosen else session.limits.think_tokens,
-        options.max_tokens,
-        is_chosen=is_chosen,
-    )
+    limits = _limits_of(session, options, route)
     values = {name: getattr(options, name) for name in ("temperature", "top_p", "seed") if name in options.explicit}
     sampler = replace(session.decided.settings.sampler, **values)
     refuse_sampling([route.policy], sampler.temperature)
-    if limits.thinks is False:
-        refuse_without_thinking(session.models.prompts(route.policy.models))
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
-    return PairCall(route, limits, sampler, options.system, session.flow(route, sampler=sampler), run)
+    make_flow = session.flow(route, sampler=sampler, limits=limits)
+    return PairCall(route, limits, sampler, options.system, make_flow, run)
 
 
-def with_thinking(
-    session: Session, think_tokens: int | None, max_tokens: int | None = None, *, is_chosen: bool = False
-) -> Limits:
-    """Return the limits of the session, with this limit on thinking. It determines the default limit on all tokens."""
-    limits, default = session.limits, Limits().max_tokens if think_tokens == 0 else THINK_TOKENS
-    return replace(
-        limits,
-        max_tokens=max_tokens or session.plan.asked.options.get("max_tokens", default),
-        think_tokens=think_tokens,
-        is_thinking_chosen=is_chosen or limits.is_thinking_chosen,
-    )
+def _limits_of(session: Session, options: Options, route: Route) -> RoleLimits:
+    """Return the limits of a call. Raises UsageError if a model of the route cannot think, or cannot answer without."""
+    limits, thinking = session.limits, options.thinking
+    if thinking is not None and thinking != limits.target.thinking:
+        limits = with_thinking(session, thinking, route.policy.models)
+    return limits.with_max_tokens(options.max_tokens) if options.max_tokens else limits
+
+
+def with_thinking(session: Session, thinking: Thinking, roles: Sequence[ModelRole]) -> RoleLimits:
+    """Return the session's limits with thinking turned on or off for models with these roles.
+
+    Raises UsageError if the draft or the target is one of them and cannot think, or cannot answer without thinking.
+    """
+    prompts = session.models.prompts(roles)
+    names = session.decided.names
+    writing = {names[role]: prompt for role, prompt in prompts.items() if role in WRITING}
+    if thinking.is_off:
+        refuse_without_thinking(writing)
+    elif not session.limits.target.thinking.is_on:
+        refuse_thinking(writing, session.plan.thinking_pair)
+    limits = session.limits
+    return limits_by_role(limits.target, thinking, prompts, has_checker=limits.check is not None)
 
 
 def _route_of(session: Session, options: Options, *, in_conversation: bool) -> Route:

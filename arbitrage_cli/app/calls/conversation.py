@@ -134,7 +134,7 @@ class RoutedConversation:
 
     def _solve(self, problem: Problem, route: Route) -> Finished:
         self._show(route)
-        job = Job(problem, self._session.flow(route), self._session.limits)
+        job = Job(problem, self._session.flow(route), self._session.limits.of(*route.policy.models))
         with contextlib.closing(self._scheduler.run([job], refusals=Refusals(inf))) as events:
             for event in events:
                 self._display.handle(event)

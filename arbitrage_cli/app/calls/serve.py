@@ -19,7 +19,7 @@ from arbitrage_cli.serving.bulkhead import Bulkhead
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
-from arbitrage_cli.types import RequestEnded, ServingEvent
+from arbitrage_cli.types import WRITING, RequestEnded, RoleLimits, ServingEvent, Thinking
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CHARS_PER_TOKEN = 16  # above the average of any text
@@ -57,17 +57,25 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
 
 def _defaults(session: Session) -> Defaults:
     max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.by_role.values())
-    thinking = with_thinking(session, session.limits.think_tokens or None)
-    prompts = session.models.prompts().values()
     return Defaults(
         session.menu(),
         session.limits,
-        thinking,
+        _limits_with(session, Thinking(True)),
+        _limits_with(session, Thinking(False)),
         session.decided.settings.sampler,
         max_chars,
-        always_thinks=any(prompt.always_thinks for prompt in prompts),
+        thinking_pair=session.plan.thinking_pair,
         lacks_checker=session.lacks_checker,
     )
+
+
+def _limits_with(session: Session, thinking: Thinking) -> RoleLimits | None:
+    """Return the limits of requests that turn thinking on or off, or None if the models do not support it."""
+    if session.limits.target.thinking.switch == thinking.switch:
+        return session.limits
+    with contextlib.suppress(UsageError):
+        return with_thinking(session, thinking, (*WRITING, "check"))
+    return None
 
 
 def _bulkhead(session: Session) -> Bulkhead:

@@ -33,7 +33,7 @@ from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import ADVISE, BENCH, Command, attempt_error
 from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.types import Fields, Finished, Grade, Problem, Trace
+from arbitrage_cli.types import Fields, Finished, Grade, Trace
 
 ROUNDS = 4  # the number of problems in a block per slot
 
@@ -115,7 +115,7 @@ class BenchRun(StoredRun):
             session.load()
             for attempt in self.todo:  # the writers and the rater are not made while time is measured
                 session.models.scheduler(attempt.route)
-            session.models.read_shared(Problem("", "", thinks=session.limits.thinks))
+            session.models.read_shared(session.limits)
             loop = self.loop(lambda one: session.models.scheduler(one.route), partial(self._flow, grader), row)
             for _ in loop.run(attempts):
                 pass

@@ -4,26 +4,26 @@
 keeps its decisions; `extend` decides only what is added.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from arbitrage_cli.app.asking.naming import NamedRouter, word_for
-from arbitrage_cli.app.asking.request import Request
+from arbitrage_cli.app.asking.request import Request, Use
+from arbitrage_cli.app.deciding.thinking import limits_by_role, refuse_without_thinking, with_checker
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.costs.pair import FREE, PairCosts, parse_prices, price_costs
-from arbitrage_cli.errors import ArbitrageError, UsageError
+from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
-from arbitrage_cli.routing.checker import Thinking
 from arbitrage_cli.routing.default_policy import Choice, choose_policy
 from arbitrage_cli.routing.policies import DRAFT_ALONE, Policy
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route
 from arbitrage_cli.routing.savings import warning_by_costs
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
-from arbitrage_cli.types import THINK_TOKENS, WRITING, ByRole, Fields, Json, Limits, ModelRole, Note, frozen
+from arbitrage_cli.types import WRITING, ByRole, Fields, Json, Limits, ModelRole, Note, RoleLimits, frozen
 
 THINK_CONTEXT_SIZE = 16384
 """The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
@@ -100,7 +100,7 @@ def decide(request: Request, facts: RequestFacts) -> Setup:
     notes[:0] = _warnings(request, policies, models, available)
     settings = _settings(request, policies, models, notes.append)
     return Setup(
-        models={role: _decided_model(role, models, settings, request.named.load.context_size) for role in models},
+        models={role: _decided_model(role, models, settings.limits, request) for role in models},
         routes=list(map(RouteSetup.of, routes)),
         left_out=left_out,
         router=_decided_router(facts.router, policies),
@@ -129,8 +129,7 @@ def extend(setup: Setup, request: Request, facts: RequestFacts) -> Setup:
     notes[:0] = _warnings(request, policies, models, available)
     settings = _completed(setup.settings, request, policies, models)
     known = {role: _measured(model, facts.models.get(role)) for role, model in setup.models.items()}
-    size = request.named.load.context_size
-    joining = {role: _decided_model(role, models, settings, size) for role in models if role not in known}
+    joining = {role: _decided_model(role, models, settings.limits, request) for role in models if role not in known}
     of_run = [one.route for one in setup.routes]
     return setup.model_copy(
         update={
@@ -156,8 +155,8 @@ def _completed(settings: Settings, request: Request, policies: Sequence[Policy],
     lacking: Json = {}
     if settings.reward is None:
         lacking["reward"] = _reward(request, policies, models)
-    if settings.check_thinking is None and "check" in models:
-        lacking["check_thinking"] = _check_thinking(request, models["check"])
+    if settings.limits.check is None and "check" in models:
+        lacking["limits"] = with_checker(settings.limits, models["check"].prompt)
     return settings.model_copy(update=lacking)
 
 
@@ -193,27 +192,14 @@ def sampler_of(options: Options) -> Sampler:
     )
 
 
-def limits_of(options: Options, think_tokens: int | None) -> Limits:
-    return Limits(
-        max_steps=options.max_steps,
-        max_tokens=options.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
-        max_step_tokens=options.max_step_tokens,
-        think_tokens=think_tokens,
-        is_thinking_chosen=options.think is not None,
-    )
+def limits_of(options: Options) -> Limits:
+    """Return the limits without the thinking, which is decided for each role."""
+    return Limits(options.max_steps, options.max_tokens, options.max_step_tokens)
 
 
 def approximate_costs(roles: Iterable[ModelRole]) -> str:
     names = " and ".join(map(word_for, roles))
     return f"other programs disturbed the measurement of token costs, so those of the {names} are approximate"
-
-
-def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:
-    """Raise UsageError if one of the models, given by name, always thinks."""
-    for name, prompt in prompts.items():
-        if prompt.always_thinks:
-            hint = "use --think=on, a limit such as --think=500, or another model"
-            raise UsageError(f"{name} cannot answer without thinking", hint, option="think")
 
 
 # --- routes
@@ -275,17 +261,16 @@ def choice_of(request: Request, models: ModelsFacts, available: AvailableRouter,
 
 def _settings(request: Request, policies: Sequence[Policy], models: ModelsFacts, note: Note) -> Settings:
     load, step_end = request.named.load, request.task.step_end
-    tokens = _think_tokens(request.options, models, note)
+    limits = _limits(request.options, models, note)
     return Settings(
         task=request.task.name,
         step_separator=step_end.separator,
         step_min_chars=step_end.min_chars,
-        think_min_chars=THOUGHT_END.min_chars if tokens != 0 else None,
+        think_min_chars=THOUGHT_END.min_chars if limits.target.thinking.is_on else None,
         system=request.system,
         chat_template_kwargs=dict(load.template_variables),
         sampler=sampler_of(request.options),
-        limits=limits_of(request.options, tokens),
-        check_thinking=_check_thinking(request, models["check"]) if "check" in models else None,
+        limits=limits,
         reward=_reward(request, policies, models),
         kv_type=load.kv_type,
         gpu_layers="auto" if load.gpu_layers is None else load.gpu_layers,
@@ -299,50 +284,45 @@ def _reward(request: Request, policies: Sequence[Policy], models: ModelsFacts) -
     return "prm" if request.use == "calls" and "prm" in models else None  # calls may use other policies
 
 
-def _think_tokens(options: Options, models: ModelsFacts, note: Note) -> int | None:
-    """Return the limit on thinking tokens, and note each model that may think.
+def _limits(options: Options, models: ModelsFacts, note: Note) -> RoleLimits:
+    """Return the limits of each role, and note each model of which it is unknown whether it thinks.
 
-    Raises UsageError if thinking is turned off, but a model always thinks.
+    Raises UsageError if thinking is turned off, but the draft or the target always thinks.
     """
-    if options.think_tokens != 0:
-        return options.think_tokens
-    prompts = {one.setup.name: one.prompt for role, one in models.items() if role in WRITING and one.prompt}
-    if options.think is not None:
-        refuse_without_thinking(prompts)
-        return 0
-    if any(prompt.thinks_by_itself for prompt in prompts.values()):
-        return None
-    for source, prompt in prompts.items():
-        if prompt.thinks_by_itself is None:
-            note(f"{source}: {UNKNOWN_THINKING}")
-    return 0
-
-
-def _check_thinking(request: Request, checker: ModelFacts) -> Thinking:
-    """Return whether the checker thinks: as its chat template does by default."""
-    prompt, options = checker.prompt, request.options
-    is_off = options.think is not None and options.think_tokens == 0
-    return "on" if prompt and (prompt.always_thinks if is_off else prompt.thinks_by_itself) else "off"
+    asked = options.thinking
+    writing = {one.setup.name: one.prompt for role, one in models.items() if role in WRITING and one.prompt}
+    if asked and asked.is_off:
+        refuse_without_thinking(writing)
+    prompts = {role: one.prompt for role, one in models.items()}
+    limits = limits_by_role(limits_of(options), asked, prompts, has_checker="check" in models)
+    if limits.target.thinking.switch is None:
+        for name, prompt in writing.items():
+            if prompt.thinks_by_itself is None:
+                note(f"{name}: {UNKNOWN_THINKING}")
+    return limits
 
 
 # --- the parts of a decision
 
 
-def _decided_model(role: ModelRole, models: ModelsFacts, settings: Settings, context_size: int | None) -> ModelSetup:
-    size = context_size or _default_context_size(role, models, settings)
+def _decided_model(role: ModelRole, models: ModelsFacts, limits: RoleLimits, request: Request) -> ModelSetup:
+    size = request.named.load.context_size or _default_context_size(role, models, limits, request.use)
     return models[role].setup.model_copy(update={"context_size": size})
 
 
-def _default_context_size(role: ModelRole, models: ModelsFacts, settings: Settings) -> int | None:
+def _default_context_size(role: ModelRole, models: ModelsFacts, limits: RoleLimits, use: Use) -> int | None:
     """Return the default context size of a model, or None if it has no file.
 
     All models that read thoughts have the same size: the smallest size with which a model that writes thoughts was trained,
-    among the models with files. The checker reads only its own thoughts.
+    among the models with files. The checker reads only its own thoughts. A call or a request may turn thinking on, so models
+    that are opened for them have room for it if they can think.
     """
     own = models[role]
     if not own.has_files:
         return None
-    thinks = settings.check_thinking == "on" if role == "check" else settings.limits.think_tokens != 0
+    together: Collection[ModelRole] = ("check",) if role == "check" else WRITING
+    may_turn_on = use in ("calls", "serve") and any(models[one].prompt for one in together if one in models)
+    thinks = limits.of(role).thinking.is_on or may_turn_on
     most = THINK_CONTEXT_SIZE if thinks else DEFAULT_CONTEXT_SIZE
     writers: Collection[ModelRole] = WRITING if thinks and role != "check" else ()
     files = [models[writer] for writer in writers if writer in models and models[writer].has_files]

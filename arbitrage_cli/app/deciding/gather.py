@@ -93,7 +93,8 @@ def model_facts(request: Request, role: ModelRole, open_served: OpenServed, meas
     """Return the facts about a model. Raises the same errors as `gather`."""
     source, load = request.named.sources[role], request.named.load
     files = local_files(source)
-    has_thoughts = role == "check" or (role in WRITING and request.options.think_tokens == 0)
+    asked = request.options.thinking
+    has_thoughts = role == "check" or (role in WRITING and not (asked and asked.is_on))
     if is_served(source):
         remote = open_served(role)
         prompt = remote.prompt(request.style) if remote and has_thoughts else None

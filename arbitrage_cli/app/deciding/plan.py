@@ -38,6 +38,7 @@ class Plan:
     - `threads` and `concurrency` are those of this command.
     - `asked`, `places` and `command`, the command line, are for run.json.
     - `solve_command` solves a problem with the same models and settings.
+    - `thinking_pair` names the pair that replaces this pair if thinking is turned on.
     """
 
     setup: Setup
@@ -57,6 +58,7 @@ class Plan:
     command: Sequence[str]
     resumed: Run | None
     solve_command: SolveCommand
+    thinking_pair: str | None
 
     @property
     def style(self) -> PromptStyle:
@@ -120,6 +122,7 @@ def _plan(request: Request, facts_of: FactsOf) -> Plan:
         command=request.options.command,
         resumed=request.run,
         solve_command=SolveCommand.of(request),
+        thinking_pair=request.named.pair.thinking_pair if request.named.pair else None,
     )
 
 

@@ -324,7 +324,7 @@ def _jobs(call: PairCall, questions: Iterable[Question], in_order: InOrder[Solut
         try:
             yield call.job(call.problem(question, str(number)))
         except UsageError as error:
-            trace = Trace(Problem(str(number), question if isinstance(question, str) else ""), call.limits)
+            trace = Trace(Problem(str(number), question if isinstance(question, str) else ""), call.own_limits)
             in_order.expect(trace)
             in_order.put(trace, call.solution(Finished(trace, error)))
 

@@ -32,7 +32,7 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, ModelSetup
 from arbitrage_cli.system.files import state_of
-from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Problem
+from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Problem, RoleLimits
 
 if TYPE_CHECKING:
     from arbitrage_cli.inference.servers.connection import Connection
@@ -162,11 +162,9 @@ class OpenModels:
         if len(loaded) == len(WRITING) and any(backend_of(sources[role]) for role in loaded):
             refuse_other_vocabularies(asked, [model.vocabulary for model in loaded.values()])
 
-    def prompts(self, roles: Collection[ModelRole] = WRITING) -> dict[str, ChatPrompt]:
-        """Return the prompts of the draft and the target, as far as they have one of these roles, by name."""
-        names = self._decided.names
-        writing = [role for role in WRITING if role in roles and role in self.by_role]
-        return {names[role]: self.by_role[role].prompt(self._plan.style) for role in writing}
+    def prompts(self, roles: Collection[ModelRole]) -> dict[ModelRole, ChatPrompt]:
+        """Return the prompts of the models with these roles."""
+        return {role: self.by_role[role].prompt(self._plan.style) for role in roles if role in self.by_role}
 
     def scheduler(self, route: Route | None = None, policy: Policy | None = None) -> Scheduler:
         """Return a scheduler for one route. If `route` is None, jobs may have different routes, and rewards as `policy` needs.
@@ -189,14 +187,14 @@ class OpenModels:
             writers["target"] = self.by_role["target"].writer("target", greedy)
         return Scheduler(writers, concurrency=self.concurrency, rater=rater)
 
-    def read_shared(self, problem: Problem) -> None:
+    def read_shared(self, limits: RoleLimits) -> None:
         """Prefill the prefix of all prompts in the models on this machine, once their writers exist.
 
         Otherwise, the first policy would pay for it.
         """
-        for model in self.by_role.values():
+        for role, model in self.by_role.items():
             if isinstance(model, LocalModel):
-                model.read_shared(problem, self.concurrency)
+                model.read_shared(Problem("", "", thinks=limits.of(role).thinking.switch), self.concurrency)
 
     def _rater(self, policy: Policy | None) -> Rater | None:
         """Return the rater, if this policy needs a process reward model."""

@@ -16,13 +16,14 @@ from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.exercises import is_exercise
+from arbitrage_cli.problems.tasks import Grader
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy, refuse_sampling
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
 from arbitrage_cli.runs.records import Explain, RunInfo
 from arbitrage_cli.runs.run import MACHINE
 from arbitrage_cli.system.machine import default_threads
-from arbitrage_cli.types import WRITING, Json, Limits, ModelRole, Trace
+from arbitrage_cli.types import WRITING, Json, ModelRole, RoleLimits, Trace
 
 log = logging.getLogger("arbitrage.session")
 
@@ -92,9 +93,10 @@ class Session:
         if self.plan.use == "chat":
             refuse_sampling([policy], self.decided.settings.sampler.temperature)
 
-    def scorer(self, policy: Policy) -> Scorer | Checker | None:
+    def scorer(self, policy: Policy, limits: RoleLimits | None = None) -> Scorer | Checker | None:
+        """Return the scorer or the checker of a policy. The `limits` of a call replace those of the session."""
         if policy.compares_answers:
-            return self._checker
+            return self._checker(limits or self.limits)
         return self._router_scorer if policy.needs_router else None
 
     @cached_property
@@ -102,7 +104,10 @@ class Session:
         return need_router(self.router.router).scorer()
 
     @cached_property
-    def _checker(self) -> Checker:
+    def _grader(self) -> Grader:
+        return self._stack.enter_context(self.task.open_grader())
+
+    def _checker(self, limits: RoleLimits) -> Checker:
         """The checker, which solves a problem before the draft if its files are smaller.
 
         Without one, the draft checks itself.
@@ -111,8 +116,8 @@ class Session:
         # "A draft that checks itself" in tests/benchmarks compares numbers of solutions.
         roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * DRAFT_SOLUTIONS
         return Checker(
-            self._stack.enter_context(self.task.open_grader()),
-            self.decided.settings.check_thinking or "off",
+            self._grader,
+            limits,
             sorted(roles, key=lambda role: models[role].size or 0),
             at_once="check" in models and any(models[role].served for role in roles),
         )
@@ -122,17 +127,19 @@ class Session:
         router = self.router.router if route.policy.needs_router else None
         return router.explain if router else lambda trace, index: None
 
-    def flow(self, route: Route, sample: int = 0, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:
+    def flow(
+        self, route: Route, sample: int = 0, sampler: Sampler | None = None, limits: RoleLimits | None = None
+    ) -> Callable[[Trace], Flow]:
         """Return the flow of a route. Sample k uses the seed `seed + k`."""
         seed = (sampler or self.decided.settings.sampler).seed + sample
-        return partial(route.flow, seed=seed, scorer=self.scorer(route.policy))
+        return partial(route.flow, seed=seed, scorer=self.scorer(route.policy, limits))
 
     def run_info(
         self,
         *,
         num_problems: int | None,
         route: Route | None = None,
-        limits: Limits | None = None,
+        limits: RoleLimits | None = None,
         sampler: Sampler | None = None,
     ) -> RunInfo:
         chosen = route or self.route
@@ -155,10 +162,10 @@ class Session:
             bill=self.decided.bill,
         )
 
-    def _settings_of(self, route: Route, limits: Limits | None, sampler: Sampler | None) -> Json:
+    def _settings_of(self, route: Route, limits: RoleLimits | None, sampler: Sampler | None) -> Json:
         """Return the settings that affect a solution, which are stored in its record."""
         router = self.router.router if route.policy.needs_router else None
-        return self.decided.settings.of_call(limits, sampler) | {
+        return self.decided.settings.of_call(route.policy.models, limits, sampler) | {
             "early_stop": route.stops_early if route.policy.can_stop_early else None,
             "router_sha256": router and router.sha256,
             "router": router and router.card.name,
