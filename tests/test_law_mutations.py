@@ -29,7 +29,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing import flows
 from arbitrage_cli.runs import results
-from arbitrage_cli.runs.records import Tally
+from arbitrage_cli.runs.records import NO_COST, Tally
 from arbitrage_cli.runs.rows import ComparedAnswers, KeptStep, WrittenStep
 from arbitrage_cli.types import Check, CheckedSolution, Cost, Decision, Phase, Step, Trace
 
@@ -327,11 +327,15 @@ def read_without(**fields: object) -> Callable[[Any], property]:
 
 
 def folds_no_rewards(right: Callable[..., Tally]) -> Callable[..., Tally]:
-    return lambda decisions, reward_cost, check, rollouts: right(decisions, check=check, rollouts=rollouts)
+    return lambda decisions, reward_cost, check, *others: right(decisions, NO_COST, check, *others)
 
 
 def folds_no_rollouts(right: Callable[..., Tally]) -> Callable[..., Tally]:
-    return lambda decisions, reward_cost, check, rollouts: right(decisions, reward_cost, check)
+    return lambda decisions, reward_cost, check, rollouts, abandoned: right(decisions, reward_cost, check, (), abandoned)
+
+
+def folds_no_abandoned_steps(right: Callable[..., Tally]) -> Callable[..., Tally]:
+    return lambda decisions, reward_cost, check, rollouts, abandoned: right(decisions, reward_cost, check, rollouts)
 
 
 COST = Cost(3, 0.5, 7, 1.5, 5, 0.25, 4, 2)
@@ -354,15 +358,16 @@ COMPARED = Check([CheckedSolution("check", "5", [Step("check", "c", 6, COST, "en
         pytest.param(replaced(ComparedAnswers, "check", read_without(solutions=())), id="compared solutions"),
         pytest.param(replaced(results, "tally", folds_no_rewards), id="rewards"),
         pytest.param(replaced(results, "tally", folds_no_rollouts), id="rollouts"),
+        pytest.param(replaced(results, "tally", folds_no_abandoned_steps), id="abandoned steps"),
     ],
 )
 def test_the_law_notices_what_is_not_folded(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law 6."""
     law = of_example(laws.test_row_has_the_tally_of_its_events)
-    law(DECISIONS, COST, COMPARED, [WRITTEN])
+    law(DECISIONS, COST, COMPARED, [WRITTEN], [WRITTEN])
     mutation(monkeypatch)
     with pytest.raises(AssertionError):
-        law(DECISIONS, COST, COMPARED, [WRITTEN])
+        law(DECISIONS, COST, COMPARED, [WRITTEN], [WRITTEN])
 
 
 # --- in llama.cpp

@@ -49,7 +49,7 @@ from hash_language import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from made_up_runs import checks, costs, decisions, rollouts, row_of
+from made_up_runs import checks, compared, costs, decisions, rollouts, row_of
 from made_up_tuning import unit_costs
 from marks import rarely
 from scripted_models import open_scripted
@@ -510,12 +510,12 @@ def test_early_stop_keeps_the_other_laws(some: list[Problem], sampler: Sampler) 
 # --- rows
 
 
-@given(st.lists(decisions()), costs, checks, st.lists(rollouts))
+@given(st.lists(decisions()), costs, checks, st.lists(rollouts), st.lists(compared))
 def test_row_has_the_tally_of_its_events(
-    made: list[Decision], reward_cost: Cost, check: Check | None, rated_by: list[Step]
+    made: list[Decision], reward_cost: Cost, check: Check | None, rated_by: list[Step], abandoned: list[Step]
 ) -> None:
     """Law 6: the tally from a row, after JSON, equals the tally of the events exactly."""
-    finished = replace(finish(make_trace(*made)), reward_cost=reward_cost)
+    finished = replace(finish(make_trace(*made)), reward_cost=reward_cost, abandoned=abandoned)
     finished.trace.check = check
     finished.trace.rollouts.extend(rated_by)
     assert Result.of(row_of(finished)).tally == tally_of(finished)

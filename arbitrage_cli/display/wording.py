@@ -65,7 +65,8 @@ class Totals:
         elif isinstance(event, Checked):
             self.figures += tally([], check=event.check)
         elif isinstance(event, Finished):
-            self.figures += tally([], event.reward_cost, rollouts=[step.cost for step in event.trace.rollouts])
+            rollouts = [step.cost for step in event.trace.rollouts]
+            self.figures += tally([], event.reward_cost, rollouts=rollouts, abandoned=event.abandoned)
             self.finished += 1
             self.failed += attempt_error(event) is not None
 

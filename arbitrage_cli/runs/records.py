@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from operator import attrgetter
@@ -166,9 +167,16 @@ def tally(
     reward_cost: Cost = NO_COST,
     check: Check | None = None,
     rollouts: Iterable[Cost] = (),
+    abandoned: Iterable[Step] = (),
 ) -> Tally:
-    """Return the totals over these decisions, and over the other work on a problem. `rollouts` contains the target's costs."""
+    """Return the totals over these decisions, and over the other work on a problem. `rollouts` contains the target's costs.
+
+    Of the `abandoned` steps, only the costs count.
+    """
     made = list(decisions)
+    unused: dict[ModelRole, list[Cost]] = defaultdict(list)
+    for step in abandoned:
+        unused[step.model].append(step.cost)
     solutions = check.solutions if check else ()
     others = [step for solution in solutions if not solution.is_further for step in solution.steps]
     further = [step for solution in solutions if solution.is_further for step in solution.steps]
@@ -189,10 +197,12 @@ def tally(
         further_tokens=_num_tokens(further),
         thinking_tokens=_num_tokens(thoughts),
         kept_differences=sum(len(step.differences) for step in targets),
-        draft_cost=_sum_costs([*_costs(drafts), *_costs(further), *(step.speculation_cost for step in targets)]),
-        target_cost=_sum_costs([*_costs(targets), *rollouts]),
+        draft_cost=_sum_costs(
+            [*_costs(drafts), *_costs(further), *(step.speculation_cost for step in targets), *unused["draft"]]
+        ),
+        target_cost=_sum_costs([*_costs(targets), *rollouts, *unused["target"]]),
         reward_cost=reward_cost,
-        check_cost=_sum_costs(_costs(checks)),
+        check_cost=_sum_costs([*_costs(checks), *unused["check"]]),
     )
 
 
@@ -206,7 +216,7 @@ def _costs(steps: Iterable[Step]) -> list[Cost]:
 
 def tally_of(finished: Finished) -> Tally:
     trace = finished.trace
-    return tally(trace.decisions, finished.reward_cost, trace.check, _costs(trace.rollouts))
+    return tally(trace.decisions, finished.reward_cost, trace.check, _costs(trace.rollouts), finished.abandoned)
 
 
 def total(tallies: Iterable[Tally]) -> Tally:

@@ -13,7 +13,7 @@ from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import NO_COST, Tally, tally, total
-from arbitrage_cli.types import Check, Cost, Decision, ModelRole, frozen
+from arbitrage_cli.types import Check, Cost, Decision, ModelRole, Step, frozen
 
 if TYPE_CHECKING:  # pydantic is slow to import
     from arbitrage_cli.runs.rows import AttemptRow
@@ -28,7 +28,7 @@ class Result:
     """The fields of a row that are used for statistics.
 
     `seconds` is the wall-clock time, or None if the attempt failed. `steps` contains the cost of each step by model, in
-    order, including discarded steps and speculation; rollouts follow at the end. `program_seconds` is the time spent
+    order, including discarded steps and speculation; rollouts and abandoned steps follow at the end. `program_seconds` is the time spent
     outside the models and the router. `computed` contains the computed seconds by model role, and of other work; it is set
     by `evaluation.speed`. `question` is a checksum.
     """
@@ -52,16 +52,17 @@ class Result:
         timing = row.timing
         decisions = row.decisions
         check = row.check.check if row.check else None
+        abandoned = [written.step for written in row.abandoned]
         return cls(
             route=row.route,
             key=(row.id, row.sample),
             outcome=row.grade.value if row.grade and row.status == "done" else "error",
             stop=row.stop,
             seconds=float(row.wall_seconds) if row.status == "done" else None,
-            tally=tally(decisions, timing.reward or NO_COST, check, row.rollouts),
+            tally=tally(decisions, timing.reward or NO_COST, check, row.rollouts, abandoned),
             question=zlib.crc32(row.problem.encode("utf-8", "surrogatepass")),
             same_as_target=row.same_as_target,
-            steps=_steps(decisions, check, row.rollouts),
+            steps=_steps(decisions, check, row.rollouts, abandoned),
             num_scores=sum(decision.score is not None for decision in decisions) + (check is not None),
             router_seconds=timing.router["seconds"] if timing.router else 0.0,
             program_seconds=timing.program["seconds"] if timing.program else 0.0,
@@ -137,9 +138,12 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
     return np.array([sums[problem] for problem in sorted(sums)], dtype=np.float64).reshape(len(sums), width)
 
 
-def _steps(decisions: Iterable[Decision], check: Check | None, rollouts: Iterable[Cost]) -> list[tuple[ModelRole, Cost]]:
+def _steps(
+    decisions: Iterable[Decision], check: Check | None, rollouts: Iterable[Cost], abandoned: Iterable[Step]
+) -> list[tuple[ModelRole, Cost]]:
     work: list[tuple[ModelRole, Cost]] = [(step.model, step.cost) for step in check.discarded] if check else []
     for step in (step for decision in decisions for step in (decision.draft, decision.target) if step):
         work += [("draft", step.speculation_cost), (step.model, step.cost)]
     work += [("target", cost) for cost in rollouts]
+    work += [(step.model, step.cost) for step in abandoned]
     return [(role, cost) for role, cost in work if cost != NO_COST]

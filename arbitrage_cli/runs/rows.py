@@ -251,7 +251,8 @@ class Row(Record):
 class Solved(Row):
     """The fields shared by the rows of `bench` and `solve`.
 
-    `rollouts` contains the costs of the steps that the target wrote only to rate other steps.
+    `rollouts` contains the costs of the steps that the target wrote only to rate other steps. `abandoned` contains the steps
+    that a server had written ahead, or that a model was writing, when the problem ended.
     """
 
     policy: PolicyName
@@ -262,6 +263,7 @@ class Solved(Row):
     steps: list[KeptStep]
     check: ComparedAnswers | None = None
     rollouts: list[StepCost] = Field(default_factory=list)
+    abandoned: list[WrittenStep] = Field(default_factory=list)
     acceptance_rate: float | None
     token_acceptance_rate: float | None
     seconds: Seconds
@@ -306,6 +308,8 @@ class Solved(Row):
             shared["check"] = ComparedAnswers.of(trace.check)
         if trace.rollouts:
             shared["rollouts"] = [step.cost for step in trace.rollouts]
+        if finished.abandoned:
+            shared["abandoned"] = [WrittenStep.of(step) for step in finished.abandoned]
         return cls(**shared | more)
 
 

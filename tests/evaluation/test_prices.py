@@ -125,7 +125,7 @@ def test_nothing_is_saved_against_a_free_target(text: str) -> None:
 
 
 def test_a_problem_has_the_price_of_its_attempt() -> None:
-    """The draft's speculation, the solutions of a check, rollouts and ratings have the same prices in both."""
+    """Speculation, the solutions of a check, rollouts, ratings and what a server wrote ahead have the same prices in both."""
     prices = parse_prices("draft=1/2,target=3/4,prm=5/6,check=7/8")
     cost = Cost(prefill_tokens=50, decode_tokens=10, decode_seconds=1.0)
     draft, check, target = (Step(role, "t", 10, cost, "separator") for role in ("draft", "check", "target"))
@@ -133,7 +133,7 @@ def test_a_problem_has_the_price_of_its_attempt() -> None:
     trace = Trace(Problem("p", "?"), Limits(), [Decision(speculated, draft=draft, target=speculated)])
     trace.check = Check([CheckedSolution("draft", "4", [draft]), CheckedSolution("check", "5", [check])], agrees=False)
     trace.rollouts.append(target)
-    finished = Finished(trace, reward_cost=cost, prompt_tokens=50)
+    finished = Finished(trace, reward_cost=cost, prompt_tokens=50, abandoned=[target, check])
     billed = bill(prices, finished, {"check"})
     assert billed
     costs = tally_of(finished).costs
