@@ -14,7 +14,7 @@ from arbitrage_cli.arbitrage import CompareAnswers, Flow, FlowRequest, StopWriti
 from arbitrage_cli.types import Check, CheckedSolution, Decision, Step, Trace
 
 FindAnswer = Callable[[Trace], str | None]
-"""Returns the final answer of a solution, or None if no answer is found."""
+"""Returns the answer that a solution states, or None."""
 IsSame = Callable[[Trace, str], bool]
 """Returns whether a solution has this answer."""
 Answers = Mapping[WriteStep, str | None]

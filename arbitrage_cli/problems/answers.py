@@ -95,10 +95,14 @@ def _statements(text: str, phrases: re.Pattern[str]) -> Iterator[Extracted]:
             yield Extracted(sentence, f'after "{phrase[0].strip(" *_:").lower()}"')
 
 
-def states_answer(text: str) -> bool:
-    """Return whether a solution says what its answer is, in a box or after "the answer is"."""
+def stated_answer(text: str) -> str | None:
+    """Return the answer that a solution states in a box, after "the answer is", or as its whole text.
+
+    The last number of another text, as in "see equation 2", is not stated.
+    """
     final = final_answer(text)
-    return final.answer is not None and final.how != LAST_NUMBER
+    is_stated = final.how != LAST_NUMBER or final.answer == text.strip(" \n$*.")
+    return final.answer if is_stated else None
 
 
 def _sentence_at(text: str, start: int) -> str:

@@ -12,7 +12,7 @@ from arbitrage_cli.errors import ProblemError, unknown
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.problems import code, math_grader
-from arbitrage_cli.problems.answers import boxed_answer, stated_choices, states_answer
+from arbitrage_cli.problems.answers import boxed_answer, stated_answer, stated_choices
 from arbitrage_cli.problems.rows import Form, InputRow, UnusableError, check_texts
 from arbitrage_cli.types import Fields, Grade, Json, frozen
 
@@ -37,10 +37,11 @@ class AnswerGrader:
 class Task:
     """A kind of problem.
 
-    `instructions` is the system prompt. `find_answer` returns the answer in a solution, or None. `grader_version` returns
-    the versions of all rules and libraries that affect grades. If grading runs model-written programs, `protections` names
-    the mechanisms that isolate them. `policy` is the default policy if there is no router. The task is the default for a data
-    set if its rows match one of `forms`.
+    `instructions` is the system prompt. `find_answer` returns the answer in a solution, or None. `stated_answer`
+    returns the answer that a solution states and that can be compared with the answers of other solutions, or None.
+    `grader_version` returns the versions of all rules and libraries that affect grades. If grading runs model-written
+    programs, `protections` names the mechanisms that isolate them. `policy` is the default policy if there is no router. The
+    task is the default for a data set if its rows match one of `forms`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     find_answer: Callable[[str], str | None]
     open_grader: Callable[[], AbstractContextManager[Grader]]
     grader_version: Callable[[], str]
+    stated_answer: Callable[[str], str | None] = lambda text: None
     step_end: StepEnd = BLANK_LINE
     protections: Sequence[str] = ()
     policy: str = "entropy"
@@ -65,7 +67,7 @@ class Task:
     def may_be_complete(self, text: str) -> bool:
         """Return whether a solution that follows the task's instructions may be complete. In task `free`, each may be."""
         is_found = self.name == FREE.name or self.find_answer(text) is not None
-        return is_found or (self.has_answers and states_answer(text))
+        return is_found or (self.has_answers and stated_answer(text) is not None)
 
     def same_answer(self, grader: Grader, text: str, other: str) -> bool | None:
         """Return whether the final answer of a solution equals that of another, or None if they cannot be compared.
@@ -108,17 +110,22 @@ _LETTER = _letter_before(_AFTER_A_LETTER)
 _LETTER_IN_BOX = _letter_before(rf"{_AFTER_A_LETTER}|\s+\d")
 _MORE_LETTERS = re.compile(r"(?:[\s)}*$]*(?:,|/|&|\band\b|\bor\b)[\s({*$]*[A-Z])+[\s)}*$.]*$")  # B and C, (B) or (C)
 
+_NAMES_OR_WITHDRAWS = re.compile(
+    r"(?<![\w'])[A-Z](?![\w'])|\b(?i:not?|none|neither|all of|wrong|incorrect|unclear|unknown)\b"
+)
+
 
 def find_letter(text: str) -> str | None:
     """Return the letter at the start of the final answer, as in `B`, `(B)`, `B. seven` or `option B`.
 
-    Without a box, this is the last answer that the text states and that begins with a letter. An answer that names several
-    letters, such as `B or C`, has none.
+    Without a box, only the last statement that names letters or withdraws an answer counts. There is no letter if this
+    statement withdraws an answer, as in `neither A nor B`, or names several letters, as in `B or C`.
     """
     boxed = boxed_answer(text)
     if boxed is not None:
         return _letter_in(boxed, _LETTER_IN_BOX)
-    return next(filter(None, (_letter_in(stated, _LETTER) for stated in stated_choices(text))), None)
+    last = next(filter(_NAMES_OR_WITHDRAWS.search, stated_choices(text)), "")
+    return _letter_in(last, _LETTER)
 
 
 def _letter_in(answer: str, letter: re.Pattern[str]) -> str | None:
@@ -165,7 +172,9 @@ def _letter_of(answer: Any, letters: str, labels: list[Any]) -> str:
 
 # --- all tasks
 
-MATH = Task("math", INSTRUCTIONS, boxed_answer, math_grader.MathGrader, math_grader.grader_version)
+MATH = Task(
+    "math", INSTRUCTIONS, boxed_answer, math_grader.MathGrader, math_grader.grader_version, stated_answer=stated_answer
+)
 CODE = Task(
     "code",
     code.CODE_INSTRUCTIONS,
@@ -182,7 +191,8 @@ CHOICE = Task(
     "Please reason step by step, and put the letter of the right answer within \\boxed{}.",
     find_letter,
     lambda: nullcontext(AnswerGrader(_grade_choice)),
-    lambda: "choice 5",
+    lambda: "choice 6",
+    stated_answer=find_letter,
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read_choices),
         Form("choice", frozenset(("question", "choices", "answerKey")), _read_choices),

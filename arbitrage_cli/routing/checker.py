@@ -1,6 +1,6 @@
 """The checker of policy `agree`: the solutions whose answers are compared, and how they are written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 class Checker:
     """The settings of the checks. The models in `order` solve the problem one after another, or two of them at once.
 
-    A model's further solutions are drawn at random.
+    A model's further solutions are drawn at random. `stated_answer` returns the answer that a solution states, or None. Two
+    solutions agree only if both state an answer.
     """
 
+    stated_answer: Callable[[str], str | None]
     grader: "Grader"
     limits: RoleLimits
     order: Sequence[ModelRole] = ("draft", "check")
@@ -32,7 +34,7 @@ class Checker:
         return agree(
             trace,
             solutions,
-            lambda solution: self.grader.grade(solution.text, {}).answer,
+            lambda solution: self.stated_answer(solution.text),
             lambda solution, answer: self.grader.grade(solution.text, {"answer": answer}).value == "correct",
             at_once=self.at_once,
         )

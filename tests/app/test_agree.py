@@ -102,6 +102,7 @@ class Answering(ChatServer):
         super().__init__(Api(continues=None))
         self.shift = shift
         self.refused = ""  # a question
+        self.unknown = ""  # a question that is answered with a text that states no answer
 
     def _chat(self, body: Body) -> Answer:
         if body["messages"][-1]["role"] == "assistant":
@@ -109,6 +110,8 @@ class Answering(ChatServer):
         if body["messages"][-1]["content"] == self.refused:
             return Answer([{"error": {"message": "refused"}}], 400)
         left, _, right = body["messages"][-1]["content"].partition(" + ")
+        if body["messages"][-1]["content"] == self.unknown:
+            return self._answer(body, "", ["I cannot solve this.\n\n", f"See {self.unknown}"], "stop", 7, 9)
         number = int(left.split()[-1]) + int(right.strip("?")) + (self.shift if int(right.strip("?")) % 2 else 0)
         return self._answer(body, "", ["I add.\n\n", f"It is \\boxed{{{number}}}."], "stop", 7, 9)
 
@@ -136,6 +139,18 @@ def test_a_chat_api_is_called_once_and_the_target_exactly_if_the_answers_differ(
     assert servers["target"].asked() == Counter(differ)
     assert [record["check"]["agrees"] for record in shown.records] == [question not in differ for question in questions]
     assert {record["timing"]["check"]["prefill_tokens"] for record in shown.records} == {7}
+
+
+def test_two_texts_that_state_no_answer_do_not_agree(tmp_path: Path) -> None:
+    """Both texts end with the same number."""
+    shown = Shown()
+    with three_apis() as (servers, models):
+        servers["draft"].unknown = servers["check"].unknown = "2 + 2"
+        solve(tmp_path, typed(**models, policy="agree"), "2 + 2", output=None, display=shown)
+    (record,) = shown.records
+    assert (record["answer"], record["check"]["agrees"]) == ("4", False)
+    assert {solution["answer"] for solution in record["check"]["solutions"]} == {None}
+    assert servers["target"].asked() == Counter(["2 + 2"])
 
 
 def test_a_problem_that_the_checker_refuses_fails_alone_and_is_tried_again(quick_path: Path) -> None:

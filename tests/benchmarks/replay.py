@@ -48,7 +48,12 @@ def main() -> None:
     rows = [json.loads(line) for line in arguments.file.read_text(encoding="utf-8").splitlines()]
     with MATH.open_grader() as grader:
         results = [
-            attempt(row, route, Checker(grader, RoleLimits()) if route.policy.compares_answers else None, names)
+            attempt(
+                row,
+                route,
+                Checker(MATH.stated_answer, grader, RoleLimits()) if route.policy.compares_answers else None,
+                names,
+            )
             for route in map(Route, map(POLICIES.__getitem__, ("target", "agree")))
             for row in rows
         ]

@@ -227,10 +227,39 @@ def test_a_function_of_the_name_of_a_test_is_graded() -> None:
         ("**Best answer:** C", "C"), ("The right answer choice is:\n\n**D) 12**", "D"), ("The best option is to wait.", None),
         ("The answer is B. The best option is clear.", "B"), ("The answer is A? No, the correct option is B.", "B"),
         ("The correct option is B. \\boxed{C}", "C"), ("The correct option is A 12 km walk.", None),
+        ("The answer is A. But wait. So the answer is B or C.", None), ("The answer is B. Wait, the answer is unclear.", None),
+        ("The answer is A.\n\nThat is wrong. The answer is neither A nor B, it is D.", None),
+        ("The correct answer is not A. The answer is C.", "C"), ("Answer: A and the correct option is D", "D"),
+        ("The answer is C.\n\nActually the final answer is: none of the above", None), ("The answer is B, C", None),
+        ("The answer is (B) 12 and (C) is wrong.", "B"), ("The answer is A? No. The correct answer: both B and D.", None),
+        ("The answer is B. The answer is explained by their sum.", "B"), ("\\boxed{A} \\boxed{B, C}", None),
     ],
 )  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:
     assert find_letter(text) == letter
+
+
+@pytest.mark.parametrize("task", ["math", "choice"])
+@pytest.mark.parametrize(
+    ("text", "is_stated"),
+    [
+        ("It is \\boxed{B}.", True), ("So the answer is B.", True), ("**Answer:** B", True), ("#### B", True),
+        ("They form group B.", False), ("So B follows from line B.", False), ("", False),
+    ],
+)  # fmt: skip
+def test_an_answer_is_stated_or_incidental(task: str, text: str, is_stated: bool) -> None:
+    answer = {"math": "2", "choice": "B"}[task]
+    assert find_task(task).stated_answer(text.replace("B", answer)) == (answer if is_stated else None)
+
+
+@pytest.mark.parametrize("text", ["2", "$2$", "**2**", "2.\n"])
+def test_a_solution_that_is_nothing_but_a_number_states_it(text: str) -> None:
+    assert (MATH.stated_answer(text), MATH.stated_answer(f"See equation {text}")) == ("2", None)
+
+
+@pytest.mark.parametrize("task", ["code", "free"])
+def test_programs_and_free_texts_state_no_answer(task: str) -> None:
+    assert find_task(task).stated_answer(f"{RIGHT}\nThe answer is \\boxed{{2}}.") is None
 
 
 def test_tasks_by_name() -> None:

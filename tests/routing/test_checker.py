@@ -13,7 +13,7 @@ QUICK, THINKING = Limits(thinking=Thinking(False)), Limits(thinking=Thinking(Tru
 def test_each_solution_has_the_limits_of_its_role(limits: RoleLimits) -> None:
     trace = Trace(Problem("p", "1 + 1", thinks=True), limits.target)
     with MATH.open_grader() as grader:
-        requests = next(Checker(grader, limits, at_once=True).flow(trace))
+        requests = next(Checker(MATH.stated_answer, grader, limits, at_once=True).flow(trace))
     assert isinstance(requests, tuple)
     for request in requests:
         own = limits.of(request.model)

@@ -116,6 +116,7 @@ class Session:
         # "A draft that checks itself" in tests/benchmarks compares numbers of solutions.
         roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * DRAFT_SOLUTIONS
         return Checker(
+            self.task.stated_answer,
             self._grader,
             limits,
             sorted(roles, key=lambda role: models[role].size or 0),
