@@ -128,6 +128,15 @@ def test_it_works_at_once() -> None:
     assert solve("Who wrote Faust?", "--max-tokens", "60").code == 0
 
 
+@pytest.mark.parametrize(
+    "options", [(), ("--draft", "builtin:draft", "--target", "builtin:target"), ("--system", "Be brief.")]
+)
+def test_records_warn_of_questions_that_the_models_never_learned(options: tuple[str, ...]) -> None:
+    records = solve(*options, "--json", stdin=b"What is 37 * 12 - 95?\n5!\n9.99 + 1\n").records
+    extra = "--system" in options
+    assert [len(record["warnings"]) for record in records] == [extra, extra + 1, extra + 1]
+
+
 @pytest.mark.parametrize("name", ["builtin:{}", "{}.gguf"], ids=["by name", "copied"])
 def test_its_models_solve_problems_without_the_pair(tmp_path: Path, name: str) -> None:
     for role in ("draft", "target"):

@@ -17,10 +17,6 @@ from arbitrage_cli.types import Checked, Decided, Event, Finished, Problem, Requ
 
 DRAFT_ROWS, TEXT_ROWS = 3, 6
 MAX_QUESTION = 200  # characters
-UNKNOWN_QUESTION = (
-    "the built-in models can only solve exercises like those in the data set builtin; this question is not one of them, so "
-    "the answer is probably wrong"
-)
 
 
 class SolveView:
@@ -33,7 +29,6 @@ class SolveView:
         self._steps: dict[Trace, StepInProgress] = {}
         self._totals = wording.Totals()
         self._began: float | None = None
-        self._has_unknown = False
 
     def handle(self, event: Shown, now: float) -> list[Line]:
         if isinstance(event, AttemptStarted | AttemptEnded | RequestEnded):
@@ -154,13 +149,11 @@ class SolveView:
         return lines
 
     def _doubts(self, trace: Trace) -> Iterator[Line]:
-        """Yield reasons why the answer may be wrong. If several questions are unknown, the note names the first."""
+        """Yield reasons why the answer may be wrong."""
         if steps := steps_with_wrong_equations(trace):
             yield Line.of((f"{self._prefix(trace.problem)}{wording.wrong_equations(steps)}", "yellow"))
-        is_one = self._run.num_problems == 1
-        if (is_one or not self._has_unknown) and not self._run.is_known(trace.problem.question):
-            self._has_unknown = True
-            yield Line.of((f"{self._prefix(trace.problem)}{UNKNOWN_QUESTION}", "yellow"))
+        for warning in self._run.warnings(trace.problem):
+            yield Line.of((f"{self._prefix(trace.problem)}{warning}", "yellow"))
 
     def _answer(self, finished: Finished) -> list[tuple[str, str]]:
         """Return the answer and the limit that the solution reached, unless only an answer follows on the same terminal."""

@@ -21,6 +21,7 @@ from arbitrage_cli.types import (
     Fields,
     Finished,
     ModelRole,
+    Problem,
     Step,
     Trace,
     frozen,
@@ -73,7 +74,7 @@ class RunInfo:
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
     needs_answer: bool = True  # a solution without an answer is incomplete
-    is_known: Callable[[str], bool] = lambda question: True  # false if the built-in models do not know such questions
+    warnings: Callable[[Problem], Sequence[str]] = lambda problem: ()  # why the models probably cannot solve a problem
     explain: Explain | None = None
     bill: Callable[[Finished], Bill | None] = lambda finished: None
 

@@ -314,9 +314,14 @@ class Solved(Row):
 
 
 class SolutionRow(Solved):
-    """A row that `solve` writes. `wrong_equations` contains the numbers, from 1, of kept steps with a wrong equation."""
+    """A row that `solve` writes.
+
+    `wrong_equations` contains the numbers, from 1, of kept steps with a wrong equation. `warnings` says why the models
+    probably cannot solve the problem.
+    """
 
     wrong_equations: list[int]
+    warnings: list[str]
     score_is: str | None
     settings: Json
     draft: str | None
@@ -334,6 +339,7 @@ class SolutionRow(Solved):
             answer=run.find_answer(finished.trace.text),
             error=error[0] if error else None,
             wrong_equations=steps_with_wrong_equations(finished.trace),
+            warnings=list(run.warnings(finished.trace.problem)),
             score_is=run.route.policy.score_is or None,
             settings=dict(run.settings),
             draft=run.models.get("draft"),

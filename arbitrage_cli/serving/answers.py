@@ -117,7 +117,7 @@ class Answer:
         """Return the chunks that end a stream."""
         rest = self._filter.finish()
         chunks = [self._chunk({"content": rest})] if rest else []
-        chunks.append(self._chunk({}, reason=self._reason))
+        chunks.append({**self._chunk({}, reason=self._reason), **self._warnings()})
         if self._request.body.stream_options.include_usage:
             chunks.append({**self._chunk({}), "choices": [], "usage": self._usage()})
         return chunks
@@ -127,7 +127,8 @@ class Answer:
         thoughts = {"reasoning_content": "".join(self._thoughts)} if self._thoughts else {}
         message = {"role": "assistant", "content": text, "refusal": None, **thoughts}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason}
-        return {**self._header("chat.completion", self._trace.decisions), "choices": [choice], "usage": self._usage()}
+        header = self._header("chat.completion", self._trace.decisions)
+        return {**header, "choices": [choice], "usage": self._usage(), **self._warnings()}
 
     def _add_text(self, text: str, phase: Phase, decisions: Sequence[Decision] = ()) -> Json | None:
         is_answer = phase == "answer"
@@ -149,6 +150,9 @@ class Answer:
         )
         request = self._request
         return {"id": request.problem.id, "object": kind, "created": self._created, "model": request.model, **steps}
+
+    def _warnings(self) -> Json:
+        return {"warnings": list(self._request.warnings)} if self._request.warnings else {}
 
     def _usage(self) -> Json:
         decisions = self._trace.decisions

@@ -5,6 +5,7 @@ A request for another kind of answer, such as tool calls, is rejected. Other unk
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -83,6 +84,7 @@ class Defaults:
     the pair whose models can. `answering` applies to requests that turn thinking off, and is None if a model cannot answer
     without thinking. Conversations of more than `max_chars` characters are rejected without being tokenized. If
     `lacks_checker` is true, requests that need the checker are refused, because other solutions must not take its place.
+    `warnings_of` says why the models of a policy probably cannot solve a problem.
     """
 
     menu: Menu
@@ -93,6 +95,7 @@ class Defaults:
     max_chars: int
     thinking_pair: str | None = None
     lacks_checker: bool = False
+    warnings_of: Callable[[Policy, Problem], Sequence[str]] = lambda policy, problem: ()
 
     @property
     def names(self) -> list[str]:
@@ -202,7 +205,7 @@ class Body(BaseModel):
 
 @frozen
 class ChatRequest:
-    """A checked request. `problem.id` is the id of the request."""
+    """A checked request. `problem.id` is the id of the request. `warnings` are returned with the response."""
 
     body: Body
     problem: Problem
@@ -210,6 +213,7 @@ class ChatRequest:
     route: Route
     limits: RoleLimits
     sampler: Sampler
+    warnings: Sequence[str] = ()
 
     @property
     def own_limits(self) -> Limits:
@@ -232,13 +236,15 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
     )
     model = defaults.menu.default.policy.name if read.model is None else read.model
+    route = _greedy_if_needed(find_route(model, defaults), sampler)
     return ChatRequest(
         read,
         problem,
         model,
-        _greedy_if_needed(find_route(model, defaults), sampler),
+        route,
         limits,
         sampler,
+        defaults.warnings_of(route.policy, problem),
     )
 
 

@@ -43,6 +43,13 @@ def test_the_first_call_of_agree_changes_no_other_call() -> None:
         assert route_of(another)[0] == "target"
 
 
+def test_a_solution_warns_of_a_question_that_the_models_never_learned() -> None:
+    with open_pair() as pair:
+        assert [len(one.warnings) for one in pair.solve_many([QUESTION, "5!"])] == [0, 1]
+        chat = pair.conversation()
+        assert [len(chat.ask(question).warnings) for question in (QUESTION, QUESTION, "2.5 + 2.5")] == [0, 0, 1]
+
+
 def test_a_second_thread_is_refused_while_a_call_loads_the_checker(monkeypatch: pytest.MonkeyPatch) -> None:
     loading, refused = threading.Event(), threading.Event()
 

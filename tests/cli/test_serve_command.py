@@ -26,6 +26,7 @@ from fake_chat import Api, ChatServer
 from fake_server import HashServer, on_loopback
 from hash_language import TEMPLATE, HashBackend
 from processes import awaited, ended_by
+from serving import chunks
 
 ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
 
@@ -66,6 +67,19 @@ def test_usage_has_the_tokens_of_the_drafts_further_solutions() -> None:
     assert record["check"]["solutions"][1]["sample"] == 1
     assert usage["accepted_steps"] == len(record["steps"]) > 0
     assert usage["draft_tokens"] == record["timing"]["draft"]["decode_tokens"]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_response_warns_of_a_question_that_the_built_in_models_never_learned(*, streams: bool) -> None:
+    with served(models=()) as (_, client):
+
+        def warnings(question: str) -> list[str]:
+            body = {"messages": [{"role": "user", "content": question}], "stream": streams}
+            response = client.post("/chat/completions", json=body)
+            made = chunks(response.iter_lines()) if streams else [response.json()]
+            return [warning for one in made for warning in one.get("warnings", [])]
+
+        assert (len(warnings("What is 5 + 6?")), len(warnings("5!"))) == (0, 1)
 
 
 @pytest.mark.parametrize("problem", ["is unreachable", "has no model 'toy'"])

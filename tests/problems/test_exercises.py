@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from arbitrage_cli.problems.exercises import WORDINGS, is_exercise
+from arbitrage_cli.problems.exercises import WORDINGS, is_exercise, reasons_for_doubt
 from arbitrage_cli.system.files import models_folder
+from arbitrage_cli.types import Message, Problem
 
 
 def share_known(questions: list[str]) -> float:
@@ -34,7 +35,7 @@ def test_the_models_know_no_questions_of_other_data_sets() -> None:
 @pytest.mark.parametrize(
     ("question", "is_known"),
     [
-        ("What is 23 * 47 - 88?", True), ("what is 7*(9.5-2)", True), ("1+2", True), ("3 x 4 =", True),
+        ("What is 23 * 47 - 88?", True), ("what is 7*(9-2)", True), ("1+2", True), ("3 x 4 =", True),
         ("How many minutes are 12 hours?", True), ("Lena has 1200 stamps. Ivan has 7 more.\nHow many do they have together?", True),
         ("Quentin has 1200 stamps. Ivan has 7 more. How many do they have together?", False), ("", False),
         ("Lena reads 12 pages a day in 9 days", False), ("What is the capital of France?", False), ("a - b", False),
@@ -42,6 +43,35 @@ def test_the_models_know_no_questions_of_other_data_sets() -> None:
 )  # fmt: skip
 def test_numbers_and_known_names_may_differ(question: str, is_known: bool) -> None:
     assert is_exercise(question) is is_known
+
+
+@pytest.mark.parametrize(
+    ("question", "is_known"),
+    [
+        ("9.99 + 1", False), ("What is 2.5 + 2.5?", False), ("5!", False), ("5! + 3", False), ("2^10", False), ("-5 + 3", False),
+        ("99999 + 1", True), ("123456 + 654321", False), ("1,234 + 5", False), ("9 - 12", False), ("10 / 4", False), ("7 / 0", False),
+        ("84 / 12", True), ("800 / 50", False), ("123 * 456", False), ("223 * 40", True), ("(3 + 4) * 5", True), ("((3 + 4) * 5", False),
+        ("1 + 2 + 3 + 4 + 5 + 6", True), ("1 + 2 + 3 + 4 + 5 + 6 + 7", False), ("1" + "+1" * 5000, False), ("007 + 1", False),
+        ("What is 5?", False), ("What is 3/4 of 800?", True),
+        ("Mia buys 3 books at 12.5 dollars each and 2 cards at 5 dollars each. What is the total cost?", True),
+        ("Mia buys 3 books at 12.3 dollars each and 2 cards at 5 dollars each. What is the total cost?", False),
+        ("Lena has 1234567 stamps. Ivan has 7 more. How many do they have together?", False),
+    ],
+)  # fmt: skip
+def test_arithmetic_that_the_models_never_learned_is_unknown(question: str, is_known: bool) -> None:
+    assert is_exercise(question) is is_known
+
+
+@pytest.mark.parametrize(
+    ("problem", "count"),
+    [
+        (Problem("1", "3 * 4"), 0), (Problem("1", "3 * 4", system=""), 0), (Problem("1", "3 * 4", system="be brief"), 1),
+        (Problem("1", "3 * 4", turns=(Message("user", "1 + 1"), Message("assistant", "2"))), 1),
+        (Problem("1", "5!", system="be brief"), 2),
+    ],
+)  # fmt: skip
+def test_the_models_know_questions_only_without_context(problem: Problem, count: int) -> None:
+    assert len(reasons_for_doubt(problem)) == count
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ def test_record_of_a_routed_problem() -> None:
         "tau": 1.0,
         "tau_name": None,
         "wrong_equations": [],
+        "warnings": [],
         "score_is": "entropy of the step's first token (nats)",
         "settings": {},
         "draft": "small.gguf",

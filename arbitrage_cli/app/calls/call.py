@@ -131,8 +131,8 @@ class Solution:
     """A solved problem.
 
     `answer` is the final answer, or None if the text contains no answer. `text` excludes `thinking`. `steps` contains one
-    decision per step. `check` is the comparison of answers by policy `agree`. `seconds` is model time. `stop` is the reason
-    why the solution ended. `error` is set if the problem failed in `solve_many`; `steps` and `text` then contain the
+    decision per step. `warnings` says why the models probably cannot solve the problem. `check` is the comparison of answers
+    by policy `agree`. `seconds` is model time. `stop` is the reason why the solution ended. `error` is set if the problem failed in `solve_many`; `steps` and `text` then contain the
     unfinished solution.
     """
 
@@ -141,6 +141,7 @@ class Solution:
     text: str
     thinking: str
     steps: tuple[Decision, ...]
+    warnings: tuple[str, ...]
     check: Check | None
     usage: Usage
     seconds: float
@@ -167,6 +168,7 @@ class Solution:
             text=trace.text,
             thinking=trace.thoughts,
             steps=tuple(trace.decisions),
+            warnings=tuple(row.warnings),
             check=trace.check,
             usage=usage,
             seconds=work.seconds,

@@ -66,6 +66,7 @@ def _defaults(session: Session) -> Defaults:
         max_chars,
         thinking_pair=session.plan.thinking_pair,
         lacks_checker=session.lacks_checker,
+        warnings_of=lambda policy, problem: session.warnings_of(session.models.by_role.keys() & policy.models)(problem),
     )
 
 

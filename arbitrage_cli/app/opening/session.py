@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Protocol
@@ -15,7 +15,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import is_built_in
-from arbitrage_cli.problems.exercises import is_exercise
+from arbitrage_cli.problems.exercises import reasons_for_doubt
 from arbitrage_cli.problems.tasks import Grader
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy, refuse_sampling
@@ -23,7 +23,7 @@ from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_route
 from arbitrage_cli.runs.records import Explain, RunInfo
 from arbitrage_cli.runs.run import MACHINE
 from arbitrage_cli.system.machine import default_threads
-from arbitrage_cli.types import WRITING, Json, ModelRole, RoleLimits, Trace
+from arbitrage_cli.types import WRITING, Json, ModelRole, Problem, RoleLimits, Trace
 
 log = logging.getLogger("arbitrage.session")
 
@@ -145,7 +145,6 @@ class Session:
     ) -> RunInfo:
         chosen = route or self.route
         writing = {role: model for role, model in self.models.by_role.items() if role in chosen.policy.models}
-        has_built_in = any(is_built_in(self.decided.names[role]) for role in writing)
         return RunInfo(
             chosen,
             thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
@@ -159,9 +158,16 @@ class Session:
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,
             needs_answer=self.task.name != "free",
-            is_known=is_exercise if has_built_in else lambda question: True,
+            warnings=self.warnings_of(writing),
             bill=self.decided.bill,
         )
+
+    def warnings_of(self, roles: Iterable[ModelRole]) -> Callable[[Problem], Sequence[str]]:
+        """Return the function that says why these models probably cannot solve a problem. It knows only built-in models."""
+        if not any(is_built_in(self.decided.names[role]) for role in roles):
+            return lambda problem: ()
+        system = self.decided.settings.system
+        return partial(reasons_for_doubt, default_system="" if system == self.task.instructions else system)
 
     def _settings_of(self, route: Route, limits: RoleLimits | None, sampler: Sampler | None) -> Json:
         """Return the settings that affect a solution, which are stored in its record."""
