@@ -14,7 +14,7 @@ from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.open import display_name, open_model
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.model_files.pairs import first_with_same_file, local_files
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import ByRole, ModelRole, Note
 
@@ -26,7 +26,7 @@ class ShowActivity(Protocol):
 
 
 def measure_and_keep(
-    paths: ByRole[str],
+    found: ByRole[str],
     load: LoadOptions,
     show: ShowActivity,
     note: Note,
@@ -35,10 +35,12 @@ def measure_and_keep(
     """Measure models together, store their costs and return them.
 
     Each activity is shown while it lasts. A note is shown if the costs cannot be stored. The probes end after `limit` seconds,
-    but each runs at least once.
+    but each runs at least once. Models with the same files are measured once.
 
     Raises any error from loading or running a model.
     """
+    first = first_with_same_file(found)
+    paths = {role: path for role, path in found.items() if first[role] == role}
     check_memory(memory_needed(paths, load))
     most = {role: threads_without_costs(path, load) for role, path in paths.items()}
     counts = {role: [count] if load.threads else thread_counts(count) for role, count in most.items()}
@@ -65,7 +67,7 @@ def measure_and_keep(
         keep_tuned(tuned_file(), [*models.values()])
     except OutputError as error:
         note(f"the token costs are used only by this command, because they cannot be stored: {error.message}")
-    return models
+    return {role: models[first[role]] for role in found}
 
 
 def _open(

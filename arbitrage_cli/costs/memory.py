@@ -16,7 +16,7 @@ from arbitrage_cli.inference.open import load_llama, rolls_back
 from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import KV_BYTES, FileFacts, num_snapshots, read_facts
-from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
+from arbitrage_cli.model_files.pairs import first_with_same_file, is_gguf, is_served, local_files
 from arbitrage_cli.numbers.formatting import size_words
 from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import ByRole, frozen
@@ -78,10 +78,11 @@ def memory_needed(
 ) -> Need:
     """Return the required memory. Raises ModelFileError if a file is invalid.
 
-    `contexts` contains the context sizes that differ from that of `load`.
+    `contexts` contains the context sizes that differ from that of `load`. Models with the same files share their weights.
     """
     host, gpu = Part(), Part()
     most = MOST if any(map(is_served, found.values())) else MOST_HERE
+    first = first_with_same_file(found)
     for role, source in found.items():
         if not is_gguf(source):
             continue
@@ -90,8 +91,9 @@ def memory_needed(
         states = (1 + rollback.get(role, 0)) * facts.state_bytes
         kv_cache = (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"] + states
         share = _share_on_gpu(facts, load)
-        offloaded = Part(int(share * facts.file_bytes), int(share * load.num_sequences * kv_cache))
-        whole = Part(facts.file_bytes, int(load.num_sequences * (kv_cache + facts.checkpoint_bytes)))
+        weights = facts.file_bytes if first[role] == role else 0
+        offloaded = Part(int(share * weights), int(share * load.num_sequences * kv_cache))
+        whole = Part(weights, int(load.num_sequences * (kv_cache + facts.checkpoint_bytes)))
         host += Part(whole.weights - offloaded.weights, whole.each - offloaded.each)
         gpu += offloaded
         most = min(most, MAX_SEQUENCES // load.num_sequences)

@@ -92,7 +92,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = Fals
     if isinstance(run, RunProgress):
         done = f", {run.finished} of them done" if run.finished else ""
         return [f"{run.title}: {formatting.count(run.planned, 'attempt')}{done}"]
-    models = " → ".join(map(one_line, run.names.values()))
+    models = " → ".join(dict.fromkeys(map(one_line, run.names.values())))
     details = (f"{role_name(role):<7} {one_line(text)}" for role, text in run.descriptions.items())
     return [joined(models, run.route.label, _threads(run)), *([*details, *_rule(run)] if has_details else [])]
 

@@ -39,8 +39,15 @@ TRIAL = "import sys; sys.path.append(sys.argv.pop()); from arbitrage_cli.inferen
 log = logging.getLogger("arbitrage.models")
 
 
-def open_model(source: str, options: "LoadOptions", progress: Callable[[float], None] | None = None) -> "Backend":
+def open_model(
+    source: str,
+    options: "LoadOptions",
+    progress: Callable[[float], None] | None = None,
+    same: "Backend | None" = None,
+) -> "Backend":
     """Load a model, downloading the model if necessary. `progress` is called with fractions from 0 to 1.
+
+    `same` is an open backend with the same file. If llama.cpp runs it, the two share its weights, and nothing is loaded.
 
     Raises ModelError if the model cannot be downloaded or loaded; UsageError if the name is unknown.
     """
@@ -51,7 +58,8 @@ def open_model(source: str, options: "LoadOptions", progress: Callable[[float], 
     renderer().start()  # it starts while llama.cpp is imported
     llama = load_llama()
     try_model(source, options)
-    backend: Backend = llama.LlamaBackend(path, options, progress=progress)
+    shared = same.weights if isinstance(same, llama.LlamaBackend) else None
+    backend: Backend = llama.LlamaBackend(path, options, progress=progress, shared=shared)
     return backend
 
 

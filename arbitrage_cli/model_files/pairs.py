@@ -17,11 +17,11 @@ from annotated_types import Ge, MinLen
 
 from arbitrage_cli.errors import ModelFileError, UsageError, unknown
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.model_files.checksums import OnProgress, no_progress
+from arbitrage_cli.model_files.checksums import OnProgress, no_progress, sha256_seen
 from arbitrage_cli.model_files.hub import HubName, parse_name, parts
 from arbitrage_cli.model_files.stores import find_model_file, model_names, program_of
 from arbitrage_cli.system.files import models_folder, read_text, user_folder, validated
-from arbitrage_cli.types import Fields, ModelRole, frozen
+from arbitrage_cli.types import ByRole, Fields, ModelRole, frozen
 
 BUILT_IN = "builtin:"  # builtin:draft is draft.gguf in the models folder
 
@@ -208,6 +208,18 @@ def find_files(source: str, *, offline: bool = False, on_progress: OnProgress = 
     if name:
         return hub.find(name, offline=offline, on_progress=on_progress)
     return (_path(source),) if is_gguf(source) else ()
+
+
+def checksum(source: str) -> str | None:
+    """Return the sha256 of the model's local files, or None if it has none. Raises ModelFileError if one cannot be read."""
+    files = local_files(source)
+    return sha256_seen(files) if files and is_gguf(source) else None
+
+
+def first_with_same_file(sources: ByRole[str]) -> dict[ModelRole, ModelRole]:
+    """Return, for each role, the first role whose model has the same files. They are loaded and measured only once."""
+    first: dict[str, ModelRole] = {}
+    return {role: first.setdefault(checksum(source) or role, role) for role, source in sources.items()}
 
 
 def hub_name(source: str) -> HubName | None:

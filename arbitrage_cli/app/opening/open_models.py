@@ -18,7 +18,7 @@ from arbitrage_cli.app.models import LocalModel, Model, RemoteModel, WriterOptio
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.costs.memory import Need, check_memory, memory_needed, rollback_of
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
-from arbitrage_cli.inference.backend import clock_for
+from arbitrage_cli.inference.backend import Backend, clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.open import display_name, open_model
@@ -27,7 +27,7 @@ from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.sparing_clock import sparing
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.pairs import backend_of, is_built_in, is_served, local_files
+from arbitrage_cli.model_files.pairs import backend_of, first_with_same_file, is_built_in, is_served, local_files
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, ModelSetup
@@ -55,6 +55,7 @@ class OpenModels:
         self._plan, self._decided, self._open_served = plan, plan.setup, open_served
         self._stack = contextlib.ExitStack()
         self.by_role = {}
+        self._backends: dict[ModelRole, Backend] = {}
         self.concurrency = min(plan.concurrency, max_concurrency or plan.concurrency)
         paths = [path for source in plan.sources.values() for path in local_files(source)]
         self._file_states = {path: state_of(path) for path in paths}
@@ -81,11 +82,15 @@ class OpenModels:
                 self._add_served(role, remote)
         self.check_servers(policies)
         self.check_token_ids(policies)
+        first = first_with_same_file(sources)
         for role, source in sources.items():
             if not is_served(source):
                 name = display_name(source)
-                progress = partial(display.loading, f"loading {role}", name)
-                self.by_role[role] = self._load_file(role, name, progress)
+                sharing = " and ".join(word_for(other) for other, one in first.items() if one == role)
+                progress = partial(display.loading, f"loading {sharing}", name)
+                same = self._backends.get(first[role])
+                self._backends[role] = self._load_file(role, progress, same)
+                self.by_role[role] = LocalModel(self._backends[role], name)
         self.by_role = {role: self.by_role[role] for role in sources if role in self.by_role}
         self.check_token_ids(policies)
         self.writing = WriterOptions(
@@ -208,7 +213,8 @@ class OpenModels:
 
     # --- loading
 
-    def _load_file(self, role: ModelRole, name: str, progress: Callable[[float], None]) -> LocalModel:
+    def _load_file(self, role: ModelRole, progress: Callable[[float], None], same: Backend | None) -> Backend:
+        """Load a model, or share the weights of an open backend with the same files."""
         model, load, source = self._decided.models[role], self._decided.settings.load, self._plan.sources[role]
         _check_sha256(role, source, model)
         options = replace(
@@ -220,8 +226,7 @@ class OpenModels:
             template_variables={} if role == "prm" else load.template_variables,
         )
         path = str(next(iter(local_files(source)), source))
-        backend = self._stack.enter_context(contextlib.closing(open_model(path, options, progress)))
-        return LocalModel(backend, name)
+        return self._stack.enter_context(contextlib.closing(open_model(path, options, progress, same)))
 
     def _add_served(self, role: ModelRole, remote: RemoteModel) -> None:
         """Add a model on a server. Raises UsageError if it is not the model that was decided."""

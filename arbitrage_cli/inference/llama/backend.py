@@ -12,8 +12,8 @@ import numpy as np
 
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import MAX_DECODE, Deadline, Floats, LoadOptions, ModelCard, SavedState
-from arbitrage_cli.inference.llama.binding import Attention, c, ggml, load_model, new_context, start_llama
-from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
+from arbitrage_cli.inference.llama.binding import Attention, c, ggml, new_context, start_llama
+from arbitrage_cli.inference.llama.weights import LlamaWeights, refuse_architecture
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE, read_header
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_features
 from arbitrage_cli.system.signals import noted_signals
@@ -43,36 +43,37 @@ log = logging.getLogger("arbitrage.llama")
 
 
 class LlamaBackend(AbstractContextManager["LlamaBackend"]):
-    """A `Backend` for one GGUF model and its context."""
+    """A `Backend` for one context of a GGUF model."""
 
-    def __init__(self, path: Path, options: LoadOptions, *, progress: Callable[[float], None] | None = None) -> None:
-        """Load the model and allocate its context. `progress` is called with fractions from 0 to 1.
+    def __init__(
+        self,
+        path: Path,
+        options: LoadOptions,
+        *,
+        progress: Callable[[float], None] | None = None,
+        shared: LlamaWeights | None = None,
+    ) -> None:
+        """Load the model, and allocate a context. `progress` is called with fractions from 0 to 1.
 
-        Raises the errors of `load_model` and `new_context`, and ModelUnsupportedError for an unsupported architecture.
+        If `shared` contains the weights of the same model, they are used. Raises the errors of `LlamaWeights` and
+        `new_context`, and ModelUnsupportedError for an unsupported architecture.
         """
         self._resources = ExitStack()
         self._views: dict[tuple[int, int], Floats] = {}  # by address and number of rows
         self._path = path
         self.states: LlamaStates | None = None
-        self._header = read_header(path)
-        if self._header.architecture in ("rwkv7", "arwkv7"):
-            raise ModelUnsupportedError(
-                f"{path.name}: RWKV 7 is not supported, because llama.cpp computes different logits each time for the same tokens",
-                "use another model, such as Llama, Qwen3, Qwen3.5, Gemma, gpt-oss, LFM2, Granite or Mamba",
-            )
+        refuse_architecture(path)
         start_llama()
-        layers = gpu_layers(options, self._header.number("block_count") or 0)
         try:
-            self._model = load_model(path, layers, progress)
-            self._resources.callback(c.llama_model_free, self._model)
-            self.tokenizer = LlamaTokenizer(self._model, path.name)
-            self._refuse_unsupported()
+            self.weights = shared or load_weights(path, options, progress)
+            self.weights.acquire()
+            self._resources.callback(self.weights.release)
+            self._model, self._header = self.weights.model, self.weights.header
+            self.tokenizer, self.chat_template = self.weights.tokenizer, self.weights.chat_template
             self._num_sequences = options.num_sequences
-            template: bytes | None = c.llama_model_chat_template(self._model, None)
-            self.chat_template = template.decode("utf-8", errors="replace") if template else None
             self.template_variables = {**options.template_variables, **self.tokenizer.named_tokens}
-            attention = self._choose_attention(options, layers)
-            self.card = self._make_card(options, layers, attention)
+            attention = self._choose_attention(options)
+            self.card = self._make_card(options, attention)
             shares = self._shares_cache(attention)
             self._context = new_context(path, self._model, self.card, options, attention, share_cache=shares)
             self._resources.callback(c.llama_free, self._context)
@@ -132,15 +133,6 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
     # --- loading
 
-    def _refuse_unsupported(self) -> None:
-        model = self._model
-        name = self._path.name
-        is_causal = self._header.metadata.get(f"{self._header.architecture}.attention.causal", True)
-        if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
-            raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
-        if self.tokenizer.is_empty:
-            raise ModelUnsupportedError(f"{name}: the file has no vocabulary", "use a complete GGUF file of the model")
-
     def _choose_context_size(self, options: LoadOptions) -> int:
         trained = int(c.llama_model_n_ctx_train(self._model))
         size = options.context_size or min(DEFAULT_CONTEXT_SIZE, trained)
@@ -148,24 +140,28 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             log.warning("%s: context size %d exceeds the trained size %d", self._path.name, size, trained)
         return size
 
-    def _make_card(self, options: LoadOptions, layers: int, attention: Attention) -> ModelCard:
+    def _make_card(self, options: LoadOptions, attention: Attention) -> ModelCard:
         return ModelCard(
-            name=str(self._header.metadata.get("general.name") or self._path.stem),
-            description=self._describe(),
+            name=self.weights.name,
+            description=self.weights.description,
             context_size=self._choose_context_size(options),
             vocabulary_size=self.tokenizer.size,
             threads=options.threads or default_threads(),
-            gpu_layers=layers,
+            gpu_layers=self.weights.gpu_layers,
             kv_cache=attention.formats,
         )
 
-    def _choose_attention(self, options: LoadOptions, layers: int) -> Attention:
+    def _choose_attention(self, options: LoadOptions) -> Attention:
         # With AVX-512, llama.cpp multiplies half-precision keys 64 numbers at a time, and the remaining numbers one by one.
         # With q8_0 keys, no numbers remain. Flash attention processes small batches one token at a time.
         # Measured: tests/benchmarks/README.md.
         is_free = options.kv_type == "auto" and options.flash_attention is None
         width = int(c.llama_model_n_embd(self._model)) // max(1, int(c.llama_model_n_head(self._model)))
-        if is_free and layers == 0 and (self._header.number("attention.key_length") or width) == NARROW_HEAD:
+        if (
+            is_free
+            and self.weights.gpu_layers == 0
+            and (self._header.number("attention.key_length") or width) == NARROW_HEAD
+        ):
             return NARROW_ATTENTION
         kind = "f16" if options.kv_type == "auto" else options.kv_type
         return Attention(options.flash_attention, kind, kind)
@@ -277,16 +273,6 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         if key not in self._views:
             self._views[key] = np.ctypeslib.as_array(pointer, (count, self.tokenizer.size))
         return self._views[key]
-
-    def _describe(self) -> str:
-        """Return the model's architecture, size and quantization.
-
-        If the file does not state the size, llama.cpp estimates the size.
-        """
-        buffer = ctypes.create_string_buffer(256)
-        c.llama_model_desc(self._model, buffer, len(buffer))
-        architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
-        return f"{architecture} {self._header.metadata.get('general.size_label') or size} {quantization}"
 
 
 class LlamaStates:
@@ -403,6 +389,11 @@ def gpus() -> list[Gpu]:
             name = (name_of(device) or b"").decode(errors="replace").strip()
             found.append(Gpu(name, kind_of(device) == OWN_GPU, total.value, free.value))
     return found
+
+
+def load_weights(path: Path, options: LoadOptions, progress: Callable[[float], None] | None) -> LlamaWeights:
+    """Load the weights of a model. Raises the errors of `LlamaWeights`."""
+    return LlamaWeights(path, gpu_layers(options, read_header(path).number("block_count") or 0), progress)
 
 
 def gpu_layers(options: LoadOptions, num_layers: int) -> int:
