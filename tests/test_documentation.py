@@ -14,7 +14,7 @@ import typer
 from cli import MODELS, QUESTION, run
 
 from arbitrage_cli.cli.app import make_app
-from arbitrage_cli.model_files.pairs import PairEntry, TargetEntry, read_pairs
+from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, read_pairs
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
@@ -102,7 +102,7 @@ def test_variables_and_settings_exist(page: Path) -> None:
     known = {
         *SETTINGS,
         *(name.replace("-", "_") for name in SETTINGS),
-        *(one.name for one in (*fields(PairEntry), *fields(TargetEntry))),
+        *(one.name for one in (*fields(PairEntry), *fields(ModelEntry))),
     }
     for block in blocks(page, "toml"):
         content = tomllib.loads(block)

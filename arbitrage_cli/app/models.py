@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import field
 from functools import cached_property
 
@@ -36,7 +35,6 @@ class WriterOptions:
     keep: RetainedIds = "prefix"
     shares_prompts: bool = True
     unit_costs: ByRole[UnitCosts] = field(default_factory=dict)
-    may_be_complete: Callable[[str], bool] = lambda text: True  # of `ServedWriter`
     clock: Clock = time.perf_counter  # for the models in this process
 
 
@@ -123,7 +121,6 @@ class RemoteModel:
             writing.style,
             keep_token_stats=keep_token_stats and self.sends_token_stats,  # shared by policies that do not need them
             shares_prompts=writing.shares_prompts,
-            may_be_complete=writing.may_be_complete,
         )
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:

@@ -55,13 +55,6 @@ class ModelEntry:
 
 
 @frozen
-class TargetEntry(ModelEntry):
-    """The target of a pair. `continuation` names a convention in `inference.servers.dialects`."""
-
-    continuation: str | None = None
-
-
-@frozen
 class PairEntry:
     """A draft and a target, with default options that a command can override.
 
@@ -72,7 +65,7 @@ class PairEntry:
 
     name: str
     draft: ModelEntry
-    target: TargetEntry
+    target: ModelEntry
     notes: str = ""
     thinking_pair: str | None = None
     policy: str | None = None

@@ -64,11 +64,6 @@ class Task:
         """Whether two solutions have final answers that can be compared."""
         return not self.runs_code and self.name != "free"
 
-    def may_be_complete(self, text: str) -> bool:
-        """Return whether a solution that follows the task's instructions may be complete. In task `free`, each may be."""
-        is_found = self.name == FREE.name or self.find_answer(text) is not None
-        return is_found or (self.has_answers and stated_answer(text) is not None)
-
     def same_answer(self, grader: Grader, text: str, other: str) -> bool | None:
         """Return whether the final answer of a solution equals that of another, or None if they cannot be compared.
 

@@ -308,7 +308,9 @@ class Menu:
             if policy.needs_router:
                 need_router(self._available.router)
             if policy.routes_steps and not self._continues:
-                message = f"policy {policy_name} needs models that continue answers, and the server of one of them does not"
+                message = (
+                    f"policy {policy_name} routes steps, but a model is behind a chat API, which writes whole solutions"
+                )
                 raise UsageError(message, f"use one of: {', '.join(self._policies)}", option="policy")
             if policy.reads_token_stats and not self._has_token_stats:
                 message = f"policy {policy_name} needs log-probabilities, which the draft's server does not send"

@@ -58,7 +58,6 @@ class ServedSetup(Record):
 
     facts: Json | None = None
     template_sha256: str | None = None
-    continuation: str | None = None
 
 
 class ModelSetup(Record):

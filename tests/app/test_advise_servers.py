@@ -1,4 +1,4 @@
-"""Advice on pairs whose servers cannot do everything: a chat API that continues no answer, a draft without log-probabilities."""
+"""Advice on pairs whose servers cannot do everything: a chat API, a draft without log-probabilities."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from commands import MATH, Shown, refused, solve, typed
-from fake_chat import Api, ChatServer
 from fake_server import HashServer, on_loopback
 from faults import rows_of, write_problems
 from hash_language import HashBackend
@@ -21,7 +20,7 @@ from arbitrage_cli.app.commands.advise import Advice
 from arbitrage_cli.app.entries.ask_advice import advise_pair
 from arbitrage_cli.app.entries.start import open_session
 from arbitrage_cli.app.options import AdviceOptions, Options
-from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, read_pairs
+from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, read_pairs
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.runs.folder import read_run_folder
 
@@ -54,7 +53,7 @@ def pair_with(home: Path, draft: str, *, is_priced: bool) -> Iterator[Mapping[st
             PairEntry(
                 "mine",
                 ModelEntry(**entries["draft"]),
-                TargetEntry(**entries["target"]),
+                ModelEntry(**entries["target"]),
                 check=ModelEntry(**entries["check"]),
             ),
         )
@@ -68,7 +67,7 @@ def advised(options: Options, dataset: str = "sums.jsonl", display: Shown | None
 
 @pytest.mark.parametrize("is_priced", [True, False], ids=["priced", "timed"])
 @pytest.mark.parametrize("draft", ["chat API", "here"])
-def test_a_pair_is_judged_without_routing_if_its_target_continues_no_answer(
+def test_a_pair_is_judged_without_routing_if_its_target_is_behind_a_chat_api(
     home: Path, draft: str, *, is_priced: bool
 ) -> None:
     """The policies that it can follow are compared. The reason for the others is stored, shown, and kept by a run that continues."""
@@ -141,7 +140,7 @@ def test_a_policy_without_the_log_probabilities_that_it_needs_is_left_out() -> N
     server = HashServer(backend=HashBackend("draft"))
     server.max_alternatives = 0
     with on_loopback(server) as draft, on_loopback(Answering()) as target:
-        for pair, reason in (({"target": "builtin:target"}, "log-probabilities"), ({"target": target}, "continue")):
+        for pair, reason in (({"target": "builtin:target"}, "log-probabilities"), ({"target": target}, "chat API")):
             options = typed(draft=draft, **pair, max_tokens=8, router="builtin:universal")
             made = advised(options, output=reason)
             assert {one.route.name for one in made.figures.policies} == {"target", "draft", "agree"}
@@ -156,16 +155,3 @@ def test_the_draft_alone_is_compared_if_nothing_else_can_be(home: Path) -> None:
         made = advised(typed(pair="mine", task="free"), "free.jsonl")
     assert [one.route.name for one in made.figures.policies] == ["target", "draft"]
     assert made.figures.policies[1].answers_same is not None
-
-
-def test_advice_is_for_one_way_of_continuing_answers(home: Path) -> None:
-    """Once the pair has the right convention, a new run tries routing, too."""
-    with on_loopback(ChatServer(Api("partial"))) as target:
-        for convention in (None, "partial"):
-            (home / "arbitrage" / "pairs.toml").unlink(missing_ok=True)
-            entry = TargetEntry(target, continuation=convention)
-            add_pair(home / "arbitrage" / "pairs.toml", PairEntry("mine", ModelEntry("builtin:draft"), entry))
-            given = AdviceOptions("sums.jsonl", minutes=0.1)
-            advise_pair(typed(pair="mine", max_tokens=4), given, Shown())
-    runs = [read_run_folder(folder).run.decided for folder in Path("runs").iterdir()]
-    assert sorted(any(one.policy == "arbitrage" for one in run.routes) for run in runs) == [False, True]

@@ -96,24 +96,22 @@ def _texts_of(check: Check) -> list[str]:
 
 
 class Answering(ChatServer):
-    """A chat API that answers `shift` more than the right number, and cannot continue an answer."""
+    """A chat API that answers `shift` more than the right number."""
 
     def __init__(self, shift: int = 0) -> None:
-        super().__init__(Api(continues=None))
+        super().__init__(Api())
         self.shift = shift
         self.refused = ""  # a question
         self.unknown = ""  # a question that is answered with a text that states no answer
 
     def _chat(self, body: Body) -> Answer:
-        if body["messages"][-1]["role"] == "assistant":
-            return Answer([{"error": {"message": "cannot continue"}}], 400)
         if body["messages"][-1]["content"] == self.refused:
             return Answer([{"error": {"message": "refused"}}], 400)
         left, _, right = body["messages"][-1]["content"].partition(" + ")
         if body["messages"][-1]["content"] == self.unknown:
-            return self._answer(body, "", ["I cannot solve this.\n\n", f"See {self.unknown}"], "stop", 7, 9)
+            return self._answer(["I cannot solve this.\n\n", f"See {self.unknown}"], "stop", 7, 9)
         number = int(left.split()[-1]) + int(right.strip("?")) + (self.shift if int(right.strip("?")) % 2 else 0)
-        return self._answer(body, "", ["I add.\n\n", f"It is \\boxed{{{number}}}."], "stop", 7, 9)
+        return self._answer(["I add.\n\n", f"It is \\boxed{{{number}}}."], "stop", 7, 9)
 
     def asked(self) -> Counter[str]:
         """Return how often each question was asked, without the questions that test the server."""

@@ -19,7 +19,7 @@ from arbitrage_cli.app.deciding.gather import gather
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.display.model_facts import file_facts
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
-from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry
+from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry
 from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.types import Thinking
 
@@ -99,7 +99,7 @@ def test_settings_of_a_pair_are_not_used_for_other_models(
     """Although its target is the same. Both models were named, or its draft is another one."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     both: dict[str, Any] = {role: str(tiny[role]) for role in ("draft", "target")}
-    target = TargetEntry(both["target"])
+    target = ModelEntry(both["target"])
     pair = PairEntry(
         "mine", ModelEntry("scripted:draft"), target, system="Hm.", chat_template_kwargs={"enable_thinking": True}
     )

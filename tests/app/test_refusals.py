@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 from commands import Shown, bench, collect, solve, typed
 from fake_chat import Api, ChatServer, chunk
-from fake_server import Answer, on_loopback
+from fake_server import Answer, HashServer, on_loopback
 from faults import rows_of, write_problems
 
 from arbitrage_cli import Pair, ServerError, ServerRequestError, open_pair
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.inference.servers.model import PROBE_PROMPT
-from arbitrage_cli.inference.servers.probing import COUNTING
+from arbitrage_cli.inference.servers.model import PROBE_QUESTION
 
-PROBED = [dialogue.messages[0]["content"] for dialogue in (PROBE_PROMPT, COUNTING)]
 KEY, REASON = "sk-secret-0123", "input was flagged"
 QUESTIONS = [f"{number} * 12 - 95" for number in range(31, 39)]
 NAMES = [f"p{number}" for number in range(len(QUESTIONS))]
@@ -27,14 +25,14 @@ class Refusing:
     """A chat API that refuses some questions. `asked` are the questions without those of probes."""
 
     def __init__(self) -> None:
-        self.server = ChatServer(Api(names_stop=True), key=KEY)
+        self.server = ChatServer(Api(), key=KEY)
         self.server.faults = self._fault
         self.refuses: Callable[[str], bool] = lambda question: question == BAD
         self.answer, self.asked, self.address = REFUSAL, list[str](), ""
 
     def _fault(self) -> Answer | None:
         question = next(one["content"] for one in self.server.bodies[-1]["messages"] if one["role"] == "user")
-        if question in PROBED:
+        if question == PROBE_QUESTION:
             return None
         self.asked.append(question)
         return self.answer if self.refuses(question) else None
@@ -103,7 +101,15 @@ def test_bench_ends_if_a_server_answers_nothing_of_use(api: Refusing, quick_path
 
 
 def test_collect_records_a_refusal(api: Refusing, quick_path: Path) -> None:
-    assert collect(quick_path, replace(api.options, policy=None)).num_errors == 1
+    """Its target must write steps."""
+    server = HashServer(key=KEY)
+
+    def fault() -> Answer | None:
+        return REFUSAL if BAD in server.text_of(server.bodies[-1].get("prompt", ())) else None
+
+    server.faults = fault
+    with on_loopback(server) as address:
+        assert collect(quick_path, replace(api.options, target=address, policy=None)).num_errors == 1
     rows = {row["id"]: row["status"] for row in rows_of(quick_path / "run")}
     assert [rows[name] for name in NAMES] == STATUSES
 

@@ -28,7 +28,7 @@ from arbitrage_cli.app.options import AdviceOptions, Options
 from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import PairNotSavedError
 from arbitrage_cli.model_files.checksums import sha256_of
-from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, find_files, read_pairs, router_file
+from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, find_files, read_pairs, router_file
 from arbitrage_cli.runs.folder import run_to_resume
 from arbitrage_cli.runs.records import ADVISE
 from arbitrage_cli.runs.run import Setup
@@ -141,7 +141,7 @@ def test_a_table_has_what_the_pair_of_the_advice_has(
     monkeypatch.setenv("MY_KEY", "secret")
     attempts(20, NOTHING_PAYS)
     with on_loopback(HashServer(key="secret")) as address:
-        target = TargetEntry(address, api_key_env="MY_KEY", template="template.jinja", price="2/4")
+        target = ModelEntry(address, api_key_env="MY_KEY", template="template.jinja", price="2/4")
         draft = ModelEntry("draft.gguf", price="0.5/1")
         pair = PairEntry("first", draft, target, prm="builtin:prm", system="", chat_template_kwargs={"a": False})
         add_pair(pairs_file(home), pair)
@@ -204,7 +204,7 @@ def test_nothing_is_written_that_follows_from_disturbed_costs(home: Path, monkey
 def test_a_pair_that_cannot_be_saved_is_refused_before_the_first_problem(
     home: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    add_pair(pairs_file(home), PairEntry("mine", ModelEntry("a.gguf"), TargetEntry("b.gguf")))
+    add_pair(pairs_file(home), PairEntry("mine", ModelEntry("a.gguf"), ModelEntry("b.gguf")))
     before = pairs_file(home).read_bytes()
     monkeypatch.setattr(BenchRun, "measure", lambda *given: pytest.fail("a problem was solved"))
     assert refused(saved, typed(**FILES), name).option == "save"
@@ -219,7 +219,7 @@ def test_advice_is_not_lost_if_the_pair_cannot_be_written_in_the_end(home: Path,
 
     def slow(run: BenchRun, *given: Any) -> None:
         measure(run, *given)
-        add_pair(pairs_file(home), PairEntry("mine", ModelEntry("a.gguf"), TargetEntry("b.gguf")))
+        add_pair(pairs_file(home), PairEntry("mine", ModelEntry("a.gguf"), ModelEntry("b.gguf")))
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(BenchRun, "measure", slow)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cli import pair_named_mine
-from commands import MATH, SCRIPTED, Shown, bench, collect, decided, refused, solve, typed
+from commands import MATH, Shown, bench, collect, decided, refused, solve, typed
 from fake_chat import Api, ChatServer
 from fake_server import HashServer, Kind, on_loopback
 from faults import write_problems
@@ -18,8 +18,6 @@ from hash_language import TEMPLATE, HashBackend
 
 from arbitrage_cli import ServerError, open_pair
 from arbitrage_cli.app.asking.naming import choose_models
-from arbitrage_cli.app.asking.request import Use, ask
-from arbitrage_cli.app.entries.start import open_session
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.types import Thinking
@@ -81,6 +79,16 @@ def test_a_call_that_turns_thinking_off_turns_off_the_checkers_too() -> None:
     assert [record["settings"]["check_thinking"] for record in records] == ["on", "off"]
 
 
+@pytest.mark.parametrize(("think", "num_notes"), [("off", 0), ("on", 1)])
+def test_a_model_behind_a_chat_api_answers_without_thinking(here: Path, think: str, num_notes: int) -> None:
+    with on_loopback(ChatServer(Api())) as address:
+        solved(here, routed(address, think=think), shown := Shown())
+    (record,) = shown.records
+    assert "".join(step["text"] for step in record["steps"] if step["phase"] == "think") == ""
+    assert record["text"]
+    assert len([note for note in shown.notes if "without thinking" in note]) == num_notes
+
+
 def test_a_run_keeps_the_thinking_that_was_decided_and_is_shown_without_its_servers(here: Path) -> None:
     with serving() as (server, target), serving() as (_, check):
         server.backend.chat_template = TEMPLATE + "<think>\n"
@@ -99,27 +107,6 @@ def test_a_run_is_not_resumed_with_another_model_at_the_same_address(here: Path)
         bench(here, routed(address))
         server.names = ["other"]
         assert "other" in refused(bench, here, routed(address, "target,draft,entropy")).message
-
-
-@pytest.mark.parametrize(
-    ("use", "system", "text", "expected"),
-    [
-        ("run", None, "So 6 * 7 = 42.", False),
-        ("run", None, "So it is \\boxed{42}.", True),
-        ("run", None, "So 6 * 7 = 42. The answer is 42.", True),
-        ("run", "Be brief.", "42", True),
-        ("chat", None, "Paris.", True),
-        ("serve", None, "Paris.", True),
-        ("calls", None, "Paris.", True),
-    ],
-)
-def test_only_a_run_of_the_task_knows_that_a_solution_is_unfinished(
-    use: Use, system: str | None, text: str, expected: bool
-) -> None:
-    options = typed(**SCRIPTED, **({} if system is None else {"system": system}))
-    with open_session(ask(options, MATH, use=use), Shown()) as session:
-        session.load()
-        assert session.models.writing.may_be_complete(text) is expected
 
 
 # --- addresses and keys
@@ -215,19 +202,8 @@ def test_ignored_sampling_options_are_noted_if_they_matter(here: Path, caplog: p
             assert [name for name in ("seed", "top_p") if name in caplog.text] == noted
 
 
-def test_a_pair_fixes_how_its_target_is_continued(here: Path) -> None:
-    routing = replace(MINE, policy="random")
-    with on_loopback(ChatServer(Api("partial"))) as address:
-        for continuation, word in (("prefix", "prefix"), ("none", "trailing")):
-            pair_named_mine(here, draft=DRAFT, target=address, target_continuation=continuation)
-            error = refused(solved, here, routing)
-            assert word in f"{error.message} {error.hint}"
-        pair_named_mine(here, draft=DRAFT, target=address, target_continuation="partial")
-        solved(here, routing)
-
-
 def test_a_pair_with_prices_shows_what_a_problem_cost(here: Path) -> None:
-    with on_loopback(ChatServer(Api(names_stop=True))) as address:
+    with on_loopback(HashServer()) as address:
         pair_named_mine(here, draft=DRAFT, target=address, target_price="1000/1000/1000")
         for policy, is_estimate in (("random@-1", True), ("random@1", False), ("target", False)):
             shown, records = io.StringIO(), io.StringIO()

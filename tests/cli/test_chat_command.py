@@ -89,7 +89,7 @@ def test_a_choice_that_is_slower_than_the_target_gets_the_note_of_the_command_li
 
 
 def test_a_refusal_of_a_server_does_not_end_the_chat() -> None:
-    server, refusal = ChatServer(Api(names_stop=True)), Answer([{"error": "input was flagged"}], 401)
+    server, refusal = ChatServer(Api()), Answer([{"error": "input was flagged"}], 401)
     server.faults = lambda: refusal if "a bad question" in str(server.bodies[-1]) else None
     with on_loopback(server) as address:
         result = chat("a bad question", QUESTION, models=(*MODELS[:3], address), flags=("--policy", "target"))

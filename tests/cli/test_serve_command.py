@@ -134,21 +134,14 @@ def test_policies_that_need_log_probabilities_are_not_offered_without_them() -> 
 
 
 def test_usage_has_the_tokens_of_the_prompt(tmp_path: Path) -> None:
-    """For plain servers, whose responses are closed at the end of a step, they are estimated.
-
-    In task `free`, both commands ask a chat API whether an answer is complete, whatever its form.
-    """
-    free = ("--task", "free", "--max-tokens", "40")
-    (tmp_path / "template.jinja").write_text(TEMPLATE)
-    with on_loopback(HashServer("plain", HashBackend("draft"))) as draft, on_loopback(ChatServer(Api())) as target:
-        env = pair_named_mine(tmp_path, draft=draft, draft_template=tmp_path / "template.jinja", target=target)
-        with served(*free, models=("--pair", "mine"), env=env) as (_, client):
-            for model in ("target", "draft", "entropy"):
+    models = ("--max-tokens", "40")
+    with on_loopback(HashServer("vllm", HashBackend("draft"))) as draft, on_loopback(ChatServer(Api())) as target:
+        env = pair_named_mine(tmp_path, draft=draft, target=target)
+        with served(*models, models=("--pair", "mine"), env=env) as (_, client):
+            for model in ("target", "draft"):
                 usage = client.post("/chat/completions", json={**ASKED, "model": model}).json()["usage"]
-                alone = (*free, "--policy", model, "--json")
-                record = run("solve", "--pair", "mine", *alone, QUESTION, env=env).record
-                read = record["timing"][model]["prefill_tokens"] if model in record["timing"] else usage["prompt_tokens"]
-                assert usage["prompt_tokens"] == read > 5
+                record = run("solve", "--pair", "mine", *models, "--policy", model, "--json", QUESTION, env=env).record
+                assert usage["prompt_tokens"] == record["timing"][model]["prefill_tokens"] > 5
                 assert usage["completion_tokens"] == sum(step["tokens"] for step in record["steps"])
 
 

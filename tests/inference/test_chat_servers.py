@@ -1,4 +1,4 @@
-"""Targets behind chat APIs write what engines write here, whatever the API's conventions; what cannot be continued is an error."""
+"""Models behind chat APIs write the solutions that engines write here, whole, whatever the API rejects or counts."""
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -6,41 +6,35 @@ from typing import Any
 
 import pytest
 from fake_chat import Api, ChatServer, chunk
-from fake_server import Answer, Body, opened_model
+from fake_server import Answer, Body, HashServer, opened_model
 from hash_language import SHORT, events_of, finished_of, solve, texts
 from test_servers import PROBLEMS as ALL
 from test_servers import here, set_limits
 
-from arbitrage_cli.arbitrage import Flow, WriteStep
 from arbitrage_cli.errors import ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.probing import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
-from arbitrage_cli.types import Decision, Finished, Limits, ModelRole, Problem, Step, Thinking, Trace
+from arbitrage_cli.types import Finished, Limits, Step, Thinking
 
 PROBLEMS = [problem for problem in ALL if solve(here(), [problem], "target")[problem.id].text]
 """Problems that the target answers: an answer without text counts as a refusal."""
 STYLE = PromptStyle()
 DISABLED = {"thinking": {"type": "disabled"}}
 APIS = {
-    "http://toy:1": Api("trailing", repeats=True),
-    "https://openrouter.ai": Api("trailing", usage="with text", thinks_unless={"reasoning": {"enabled": False}}),
-    "https://api.mistral.ai": Api("prefix", repeats=True, rejects=("continue_final_message", "seed")),
-    "https://api.deepseek.com": Api("prefix", thinks_unless=DISABLED),
-    "https://api.moonshot.ai": Api("partial", usage="none", thinks_unless=DISABLED),
-    "https://dashscope-intl.aliyuncs.com": Api("partial", thinks_unless={"enable_thinking": False}),
-    "http://without-stop:1": Api("trailing", rejects=("stop",)),
-    "http://ignored-stop:1": Api("trailing", ignores_stop=True),
-    "http://vllm:1": Api("final", names_stop=True),
+    "http://toy:1": Api(),
+    "https://openrouter.ai": Api(usage="with text", thinks_unless={"reasoning": {"enabled": False}}),
+    "https://api.mistral.ai": Api(rejects=("seed",)),
+    "https://api.deepseek.com": Api(thinks_unless=DISABLED),
+    "https://api.moonshot.ai": Api(usage="none", thinks_unless=DISABLED),
+    "https://dashscope-intl.aliyuncs.com": Api(thinks_unless={"enable_thinking": False}),
 }
-CONTINUATIONS = {"http://vllm:1": "final"}  # of pairs
 
 
 def opened(host: str) -> AbstractContextManager[ServedModel]:
-    return opened_model(ChatServer(APIS[host]), template=None, base=f"{host}/v1", continuation=CONTINUATIONS.get(host))
+    return opened_model(ChatServer(APIS[host]), template=None, base=f"{host}/v1")
 
 
 def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> ServedWriter:
@@ -49,79 +43,39 @@ def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> Se
 
 
 def test_everything_that_a_chat_api_writes_is_billed() -> None:
-    """Also the answers that only tell whether a solution is complete."""
     server = ChatServer(Api())
     with opened_model(server, template=None) as model:
         server.num_read = server.num_written = 0
-        solved = solve({**here(), "target": writer(model)}, PROBLEMS, "entropy", -1.0)
-    costs = [decision.target.cost for trace in solved.values() for decision in trace.decisions if decision.target]
+        solved = solve({"target": writer(model)}, PROBLEMS, "target", limits=replace(SHORT, max_steps=None))
+    costs = [decision.kept.cost for trace in solved.values() for decision in trace.decisions]
     assert sum(cost.decode_tokens for cost in costs) == server.num_written
     assert sum(cost.prefill_tokens for cost in costs) == server.num_read
 
 
-@pytest.mark.parametrize("problem", [Problem("1", "q", system="Be brief."), Problem("1", "q")], ids=["own prompt", "task's"])
-def test_a_finished_answer_is_not_continued(problem: Problem) -> None:
-    """If a problem has a system prompt of its own, its answer need not be in the form that the task asks for."""
-    answers = iter(["Paris.", ""])
-    with opened_model(server := ChatServer(Api()), template=None) as model:
-        server.bodies.clear()
-        server.faults = lambda: Answer([chunk({"content": next(answers)}), chunk({}, "stop")], is_streamed=True)
-        target = writer(model, may_be_complete=lambda text: False)
-        limits = Limits(max_steps=1)
-        (finished,) = finished_of(events_of({"target": target}, [problem], "target", limits=limits, make_flow=one_by_one))
-    (step,) = [decision.kept for decision in finished.trace.decisions]
-    expected = ("Paris.", "end", 2) if problem.system else ("Paris.\n\n", "separator", 1)
-    assert (step.text, step.stop, len(server.bodies)) == expected
-
-
 @pytest.mark.parametrize("host", APIS)
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(host: str, concurrency: int) -> None:
-    expected = solve(here(), PROBLEMS, "entropy", 1.0)
-    with opened(host) as model:
-        found = solve({**here(concurrency), "target": writer(model)}, PROBLEMS, "entropy", 1.0, concurrency=concurrency)
-    assert texts(found) == texts(expected)
-    assert isinstance(model.dialect, Chat)
-    assert model.dialect.continuation == APIS[host].continues
-
-
-@pytest.mark.parametrize("api", APIS.values(), ids=APIS)
-@pytest.mark.parametrize("concurrency", [1, 3])
-def test_a_target_alone_behind_a_chat_api_is_asked_once_as_by_any_user(api: Api, concurrency: int) -> None:
+def test_a_target_behind_a_chat_api_is_asked_once_as_by_any_user(host: str, concurrency: int) -> None:
     limits = replace(SHORT, max_steps=None)
     expected = solve(here(), PROBLEMS, "target", limits=limits)
-    server = ChatServer(replace(api, thinks_unless=None))
-    with opened_model(server, template=None, continuation=api.continues) as model:
+    server = ChatServer(APIS[host])
+    with opened_model(server, template=None, base=f"{host}/v1") as model:
         server.bodies.clear()
         found = solve({"target": writer(model)}, PROBLEMS, "target", limits=limits, concurrency=concurrency)
     assert texts(found) == texts(expected)
     assert {name: trace.stop for name, trace in found.items()} == {name: trace.stop for name, trace in expected.items()}
     assert [body["messages"][-1]["role"] for body in server.bodies] == ["user"] * len(PROBLEMS)
     assert not any("stop" in body for body in server.bodies)
-    if api.usage != "none":
+    if APIS[host].usage != "none":
         assert {name: trace.num_tokens for name, trace in found.items()} == {
             name: trace.num_tokens for name, trace in expected.items()
         }
 
 
-def one_by_one(trace: Trace) -> Flow:
-    """Request each step from the target by itself, as routing does."""
-    while not trace.finished:
-        step: Step = yield WriteStep("target", trace)
-        trace.add(Decision(kept=step))
-
-
-def test_white_space_at_the_end_is_not_sent_to_an_api_that_refuses_it() -> None:
-    server = ChatServer(Api("trailing", trims=True, refuses_space=True))
-    with opened_model(server, template=None) as model:
-        assert isinstance(model.dialect, Chat)
-        assert model.dialect.trims
-        found = solve({**here(), "target": writer(model)}, PROBLEMS, "entropy", 1.0)
-    sent = [body for body in server.bodies if body["max_tokens"] != 32 and body["messages"][-1]["role"] == "assistant"]
-    assert sent
-    assert all(body["messages"][-1]["content"] == body["messages"][-1]["content"].rstrip() for body in sent)
-    assert not any("stop" in body for body in sent)  # the separator is the first thing that is written
-    assert not any("\n\n\n" in trace.text for trace in found.values())
+def test_a_model_behind_a_chat_api_cannot_continue_text() -> None:
+    with opened_model(server := ChatServer(Api()), template=None) as model:
+        assert (len(server.bodies), model.cannot_continue is not None) == (1, True)
+    with opened_model(HashServer()) as model:
+        assert model.cannot_continue is None
 
 
 def test_an_api_that_thinks_is_refused() -> None:
@@ -132,25 +86,13 @@ def test_an_api_that_thinks_is_refused() -> None:
     assert len(server.bodies) == 1
 
 
-@pytest.mark.parametrize("api", [Api(None), Api(begins_anew=True)])
-def test_an_api_that_continues_nothing_writes_whole_solutions(api: Api) -> None:
-    server = ChatServer(api)
-    with opened_model(server, template=None) as model:
-        assert model.cannot_continue is not None
-        assert model.cannot_continue.hint
-        assert len(server.bodies) == 2
-        assert texts(solve({"target": writer(model)}, PROBLEMS, "target")) == texts(solve(here(), PROBLEMS, "target"))
-
-
 def test_rejected_fields_are_omitted() -> None:
     server = ChatServer(Api(rejects=("max_tokens", "temperature", "top_p", "stream_options")))
     with opened_model(server, template=None) as model:
         assert texts(solve({"target": writer(model)}, PROBLEMS[:2], "target")) == texts(
             solve(here(), PROBLEMS[:2], "target")
         )
-    assert server.bodies[-1].keys() == {"model", "stream", "messages", "max_completion_tokens"} | (
-        server.bodies[-1].keys() & {"stop"}
-    )
+    assert server.bodies[-1].keys() == {"model", "stream", "messages", "max_completion_tokens"}
 
 
 def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
@@ -160,18 +102,6 @@ def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
         assert event.error is None
         assert isinstance(model.dialect, Chat)
         assert model.dialect.omitted == {"seed"}
-
-
-def test_an_answer_that_begins_again_is_an_error() -> None:
-    first = "To begin, we add the two numbers that the problem names."
-    answers = iter([first, f"{first[:48]} which are 2 and 3."])
-    with opened_model(server := ChatServer(Api()), template=None) as model:
-        server.faults = lambda: Answer(
-            [chunk({"content": next(answers)}), chunk({}, "stop", stop_reason="\n\n")], is_streamed=True
-        )
-        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target", make_flow=one_by_one))
-    assert isinstance(finished.error, ServerRequestError)
-    assert finished.trace.text == f"{first}\n\n"
 
 
 KEY, ONE_STEP = "sk-secret-0123456789", Limits(1, 120, 40)
@@ -299,29 +229,26 @@ def test_faults_of_a_chat_api_change_no_text(fault: Answer, monkeypatch: pytest.
     assert texts(found) == texts(solve(here(), PROBLEMS[:2], "target"))
 
 
-def test_a_chat_api_continues_thinking_as_text() -> None:
-    problem = Problem("t", "question", thinks=True)
+@pytest.mark.parametrize("max_tokens", [None, 5])
+def test_the_thinking_phase_of_a_chat_api_is_empty(max_tokens: int | None) -> None:
+    limits = replace(SHORT, max_steps=None)
+    thinking = replace(limits, thinking=Thinking(True, max_tokens))
     with opened_model(server := ChatServer(Api()), template=None) as model:
-        events = events_of({"target": writer(model)}, [problem], "target", limits=Limits(4, 120, 40, Thinking(True)))
-    assert isinstance(events[-1], Finished)
-    assert events[-1].error is None
-    thought, *_ = events[-1].trace.decisions
-    assert thought.kept.phase == "think"
-    assert thought.kept.text.rstrip() in server.bodies[-1]["messages"][-1]["content"]
-
-
-@pytest.mark.parametrize(
-    ("role", "continues", "num_requests", "refuses"),
-    [("target", True, 3, False), ("target", False, 1, False), ("draft", True, 1, True), ("check", True, 1, False)],
-)
-def test_a_chat_api_drafts_no_steps_and_is_asked_only_what_its_role_needs(
-    role: ModelRole, continues: bool, num_requests: int, refuses: bool
-) -> None:
-    server = ChatServer(Api())
-    with opened_model(server, template=None) as model:
+        expected = solve({"target": writer(model)}, PROBLEMS, "target", limits=limits)
         server.bodies.clear()
-        model = open_served(model.server.connection, model.source, role, continues=continues)
-    assert (len(server.bodies), model.cannot_continue is not None) == (num_requests, refuses)
+        found = solve({"target": writer(model)}, PROBLEMS, "target", limits=thinking, concurrency=3)
+    assert len(server.bodies) == len(PROBLEMS)
+    assert {name: (trace.thoughts, trace.text, trace.stop) for name, trace in found.items()} == {
+        name: ("", trace.text, trace.stop) for name, trace in expected.items()
+    }
+
+
+def test_a_response_that_is_interrupted_after_a_step_ends_its_problem() -> None:
+    """Its first steps cannot be taken back, and a chat API does not continue them."""
+    cut = Answer([chunk({"content": text}) for text in ("one", "\n\n", "tw")], is_streamed=True, cut=3)
+    finished, server = finished_by(cut)
+    assert isinstance(finished.error, ServerRequestError)
+    assert (finished.trace.text, len(server.bodies)) == ("one\n\n", 1)
 
 
 def with_usage(read: int, written: int, body: Body) -> Body:
@@ -330,17 +257,8 @@ def with_usage(read: int, written: int, body: Body) -> Body:
 
 def test_usage_in_every_chunk_is_counted_once() -> None:
     """Some APIs report in every chunk what the response has used so far."""
-    first = [with_usage(30, 1, chunk({"content": "one"})), with_usage(30, 2, chunk({}, "stop"))]
-    check = [with_usage(34, 1, chunk({"content": "two"})), with_usage(34, 2, chunk({}, "length"))]
-    answers = iter([first, check])
-    with opened_model(server := ChatServer(Api()), template=None) as model:
-        server.faults = lambda: Answer(next(answers), is_streamed=True)
-        limits = Limits(max_steps=1)
-        (finished,) = finished_of(
-            events_of({"target": writer(model)}, PROBLEMS[:1], "target", limits=limits, make_flow=one_by_one)
-        )
-    (step,) = [decision.kept for decision in finished.trace.decisions]
-    assert (step.stop, step.cost.prefill_tokens, step.cost.decode_tokens) == ("separator", 64, 4)
+    step = step_from([with_usage(30, 1, chunk({"content": "one"})), with_usage(30, 2, chunk({}, "stop"))])
+    assert (step.stop, step.cost.prefill_tokens, step.cost.decode_tokens) == ("end", 30, 2)
 
 
 @pytest.mark.parametrize("reported", [False, True], ids=["at the end", "in every chunk"])
@@ -358,20 +276,6 @@ def test_the_prompt_of_an_interrupted_response_is_billed(monkeypatch: pytest.Mon
     assert (step.text, step.cost.prefill_tokens, step.cost.decode_tokens) == ("one", 90, 4)
 
 
-def test_the_prompt_of_a_response_that_is_interrupted_between_steps_is_billed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It counts as many tokens as the next prompt, which also contains the complete steps."""
-    set_limits(monkeypatch, FIRST_DELAY=0.001)
-    cut = Answer([chunk({"content": text}) for text in ("one", "\n\n", "tw")], is_streamed=True, cut=3)
-    whole = [chunk({"content": "two"}), chunk({}, "stop"), with_usage(34, 2, {"choices": []})]
-    answers = iter([cut, Answer(whole, is_streamed=True)])
-    with opened_model(server := ChatServer(Api()), template=None) as model:
-        server.faults = lambda: next(answers)
-        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
-    first, second = [decision.kept for decision in finished.trace.decisions]
-    assert (first.text, first.num_tokens, second.text) == ("one\n\n", 2, "two")
-    assert first.cost.prefill_tokens + second.cost.prefill_tokens == 34 + 34
-
-
 def test_a_step_that_stalls_is_billed_the_prompt_that_its_server_reported() -> None:
     stalled = Answer([with_usage(30, 1, chunk({"content": "I"}))], is_streamed=True, cut=1)
     refused = Answer([{"error": {"message": "no"}}], 403)
@@ -381,18 +285,3 @@ def test_a_step_that_stalls_is_billed_the_prompt_that_its_server_reported() -> N
         (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
     assert isinstance(finished.error, ServerRequestError)
     assert sum(step.cost.prefill_tokens for step in finished.abandoned) == 30
-
-
-def test_the_prompt_of_a_solution_excludes_the_steps_of_the_draft() -> None:
-    """A chat API counts the text to continue as a part of the prompt."""
-    with opened_model(ChatServer(Api()), template=None) as model:
-        target = writer(model)
-        trace = Trace(PROBLEMS[0], SHORT)
-        solved = solve({**here(), "target": target}, PROBLEMS[:1], "entropy", 1.0)
-        (kept,) = solved.values()
-        trace.decisions.extend(kept.decisions[:1])
-        target.open(0, PROBLEMS[0])
-        target.start(0, WriteStep("target", trace))
-        while target.busy:
-            target.tick()
-        assert target.num_prompt_tokens(0) is None

@@ -7,12 +7,12 @@ import pytest
 
 from arbitrage_cli.errors import PairNotSavedError, UsageError
 from arbitrage_cli.model_files.own_pairs import add_pair, check_can_add, check_name
-from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, read_pairs
+from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, read_pairs
 
 PAIR = PairEntry(
     "mine.2",
     ModelEntry("a.gguf"),
-    TargetEntry("https://host/v1#b", api_key_env="KEY", price="0.5/1"),
+    ModelEntry("https://host/v1#b", api_key_env="KEY", price="0.5/1"),
     check=ModelEntry('c "2".gguf'),
     policy="arbitrage",
     tau="careful",
@@ -57,7 +57,7 @@ def test_a_pair_is_added_and_everything_else_stays(tmp_path: Path, before: bytes
 
 def test_an_included_pair_may_have_the_name(tmp_path: Path) -> None:
     path = tmp_path / "pairs.toml"
-    own = PairEntry("builtin", ModelEntry("a.gguf"), TargetEntry("b.gguf"))
+    own = PairEntry("builtin", ModelEntry("a.gguf"), ModelEntry("b.gguf"))
     add_pair(path, own)
     assert read_pairs(path)["builtin"] == own
 
@@ -91,5 +91,5 @@ def test_a_name_that_commands_would_misread_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["mine", "qwen2.5-math", "7B_fast", "größer"])
 def test_names_of_pairs(name: str, tmp_path: Path) -> None:
     check_name(name)
-    add_pair(path := tmp_path / "pairs.toml", PairEntry(name, ModelEntry("a.gguf"), TargetEntry("b.gguf")))
+    add_pair(path := tmp_path / "pairs.toml", PairEntry(name, ModelEntry("a.gguf"), ModelEntry("b.gguf")))
     assert name in read_pairs(path)

@@ -10,7 +10,6 @@ from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import (
     ModelEntry,
     PairEntry,
-    TargetEntry,
     find_files,
     find_pair,
     hub_name,
@@ -38,9 +37,9 @@ def test_own_pairs(tmp_path: Path) -> None:
     )
     pairs = read_pairs(own)
     assert pairs["mine"] == PairEntry(
-        "mine", ModelEntry("a.gguf"), TargetEntry("b.gguf"), ctx=8192, chat_template_kwargs={"enable_thinking": False}
+        "mine", ModelEntry("a.gguf"), ModelEntry("b.gguf"), ctx=8192, chat_template_kwargs={"enable_thinking": False}
     )
-    assert pairs["llama3"] == PairEntry("llama3", ModelEntry("c.gguf"), TargetEntry("d.gguf"))
+    assert pairs["llama3"] == PairEntry("llama3", ModelEntry("c.gguf"), ModelEntry("d.gguf"))
     assert "qwen2.5-math" in pairs
 
 
@@ -79,7 +78,7 @@ def test_a_broken_entry_stops_only_its_own_pair(tmp_path: Path) -> None:
     own = tmp_path / "pairs.toml"
     own.write_text('[llama3]\ndraft = "a"\n[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\n')
     pairs = read_pairs(own)
-    assert find_pair("mine", pairs) == PairEntry("mine", ModelEntry("a.gguf"), TargetEntry("b.gguf"))
+    assert find_pair("mine", pairs) == PairEntry("mine", ModelEntry("a.gguf"), ModelEntry("b.gguf"))
     assert pairs.broken.keys() == {"llama3"}
     with pytest.raises(UsageError, match=r"pairs\.toml: pair 'llama3': draft"):
         find_pair("llama3", pairs)
@@ -114,7 +113,7 @@ def test_any_text_can_be_written(tmp_path: Path) -> None:
     pair = PairEntry(
         "\U0001f600\x7f",
         ModelEntry("a.gguf"),
-        TargetEntry("b.gguf"),
+        ModelEntry("b.gguf"),
         notes,
         chat_template_kwargs={"\U0001f600": [True, "\x7f"], "\x7f": {"a": 1}},
     )

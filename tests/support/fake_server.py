@@ -326,13 +326,12 @@ def opened_model(
     name: str | None = None,
     template: str | None = TEMPLATE,
     key: str | None = None,
-    continuation: str | None = None,
     base: str = "http://toy:1/v1",
     is_serving: bool = False,
 ) -> Iterator[ServedModel]:
     """A model of the server, reached without a network. A plain server needs the template."""
     address = Address.parse(f"{base}#{name}" if name else base)
-    source = ServedSource(address, template=template if server.kind == "plain" else None, key=key, continuation=continuation)
+    source = ServedSource(address, template=template if server.kind == "plain" else None, key=key)
     with contextlib.closing(Connection(transport(server), is_serving=is_serving)) as connection:
         yield open_served(connection, source)
 

@@ -152,7 +152,7 @@ def _as_decided(role: ModelRole, served: ServedSource, model: ModelSetup | None)
     if template_sha256(served) != model.served.template_sha256:
         hint = "restore the template in pairs.toml, or use another --output"
         raise UsageError(f"the {word_for(role)}'s chat template changed since this run began", hint, option=role)
-    return replace(served, context_size=model.context_size, continuation=model.served.continuation)
+    return replace(served, context_size=model.context_size)
 
 
 # --- the errors of a model

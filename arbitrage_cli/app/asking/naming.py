@@ -12,10 +12,9 @@ from typing import TypeVar
 
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.costs.pair import parse_prices
-from arbitrage_cli.errors import ArbitrageError, UsageError, unknown
+from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
-from arbitrage_cli.inference.servers.dialects import CONTINUATIONS
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
@@ -269,10 +268,6 @@ def entries_of(pair: PairEntry | None, sources: Sources) -> dict[ModelRole, Mode
 def served_sources(sources: Sources, entries: ByRole[ModelEntry], load: LoadOptions) -> dict[ModelRole, ServedSource]:
     """Return the models on servers, with their keys and settings. Raises UsageError if one of these is invalid."""
     addresses = {role: _address(role, source) for role, source in sources.items() if is_served(source)}
-    target = entries.get("target")
-    continuation = getattr(target, "continuation", None)
-    if continuation and continuation not in CONTINUATIONS:
-        raise unknown("continuation", continuation, CONTINUATIONS)
     keys = find_keys(addresses, {role: entry.api_key_env for role, entry in entries.items()}, os.environ)
     templates = {role: _read_template(entry.template) for role, entry in entries.items() if entry.template}
     return {
@@ -282,7 +277,6 @@ def served_sources(sources: Sources, entries: ByRole[ModelEntry], load: LoadOpti
             template=templates.get(role),
             template_variables=load.template_variables,
             context_size=load.context_size,
-            continuation=continuation if role == "target" else None,
         )
         for role, address in addresses.items()
     }

@@ -115,16 +115,6 @@ class Request:
         of_run = [route.policy for route in self.run.routes] if self.run else []
         return [*of_run, *self.asked]
 
-    @property
-    def writes_whole(self) -> bool:
-        """Whether all models write only whole solutions, so that no answer has to be continued.
-
-        A default policy may be replaced by another one, and calls and requests may select another policy.
-        """
-        is_default = self.situation is not None and self.situation.policy is None
-        may_change = self.use != "run" or is_default
-        return not may_change and not any(policy.routes_steps for policy in self.all_policies)
-
     def models_for(self, policies: Sequence[Policy]) -> dict[ModelRole, str]:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
         sources = self.named.sources

@@ -262,6 +262,9 @@ def choice_of(request: Request, models: ModelsFacts, available: AvailableRouter,
 def _settings(request: Request, policies: Sequence[Policy], models: ModelsFacts, note: Note) -> Settings:
     load, step_end = request.named.load, request.task.step_end
     limits = _limits(request.options, models, note)
+    for role, one in models.items():
+        if one.cannot_continue and limits.of(role).thinking.is_on:
+            note(f"{one.setup.name} answers without thinking, as do all models behind chat APIs")
     return Settings(
         task=request.task.name,
         step_separator=step_end.separator,

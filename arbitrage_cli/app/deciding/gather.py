@@ -126,7 +126,7 @@ def _served_setup(source: str, served: ServedSource, remote: RemoteModel | None)
     """Return what a model on a server is: what the server reports, if it was asked, and how the model is prompted."""
     facts = dict(remote.served_facts) if remote else None
     name = str(facts["model"]) if facts else label_of(source)
-    about = ServedSetup(facts=facts, template_sha256=template_sha256(served), continuation=served.continuation)
+    about = ServedSetup(facts=facts, template_sha256=template_sha256(served))
     return ModelSetup(name=name, served=about)
 
 

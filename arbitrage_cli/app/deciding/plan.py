@@ -64,16 +64,6 @@ class Plan:
     def style(self) -> PromptStyle:
         return PromptStyle(self.setup.settings.system, self.task.step_end)
 
-    def may_be_complete(self, text: str) -> bool:
-        """Return whether the text of a solution may be complete.
-
-        If it is certainly incomplete, a chat API is not asked whether its model has more to write, which halves the requests
-        of a run. This is known only with the task's own instructions, because they prescribe the form of an answer, and only
-        in runs, because the questions of other commands may be of any kind.
-        """
-        follows_task = self.use == "run" and self.setup.settings.system == self.task.instructions
-        return not follows_task or self.task.may_be_complete(text)
-
     @property
     def missing_roles(self) -> set[ModelRole]:
         """The models that are not on this machine yet."""

@@ -137,5 +137,5 @@ def _conditions(options: Options, named: NamedModels, task: Task) -> Json:
         "price": named.price,
         "system": system_of(options, named.pair, task),
         "chat_template_kwargs": dict(named.load.template_variables),
-        "served": {role: [template_sha256(one), one.continuation] for role, one in named.served.items()},
+        "served": {role: template_sha256(one) for role, one in named.served.items()},
     }

@@ -1,13 +1,13 @@
 """Makes the entry for pairs.toml with which later commands use the models and settings of a request."""
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from arbitrage_cli.app.asking.naming import absolute_place
 from arbitrage_cli.app.asking.request import Request
 from arbitrage_cli.inference.servers.address import variable_of_key
-from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry
+from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import ModelRole
 
@@ -19,7 +19,7 @@ def entry_of(request: Request, name: str) -> PairEntry:
     return PairEntry(
         name,
         draft=_model(request, "draft"),
-        target=TargetEntry(**asdict(_model(request, "target"))),
+        target=_model(request, "target"),
         check=_model(request, "check") if "check" in named.sources else None,
         prm=absolute_place(prm) if prm else None,
         router=absolute_place(router.source) if router else None,

@@ -41,7 +41,6 @@ def open_session(
             stack,
             is_serving=request.use == "serve",
             is_greedy=not request.options.temperature,
-            continues=not request.writes_whole,
         )
         if request.use == "serve" and not any(policy.compares_answers for policy in request.asked):
             open_served = _checker_may_be_absent(open_served)

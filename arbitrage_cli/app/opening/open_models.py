@@ -99,7 +99,6 @@ class OpenModels:
             keep="prefix" if self._plan.use == "run" else "conversation",
             shares_prompts=len(decided.routes) == 1,
             unit_costs=decided.unit_costs,
-            may_be_complete=self._plan.may_be_complete,
             clock=sparing(clock_for(model.card for model in self.by_role.values())),
         )
         self.writers = Writers(self.by_role, self.writing)
@@ -133,7 +132,7 @@ class OpenModels:
 
     @property
     def continues(self) -> bool:
-        """Whether the draft and the target can continue each other's text, as far as this was tested."""
+        """Whether the draft and the target can continue each other's text."""
         return self._cannot_continue is None
 
     @property
@@ -267,12 +266,10 @@ def served_models(
     *,
     is_serving: bool,
     is_greedy: bool,
-    continues: bool,
 ) -> Callable[[ModelRole], RemoteModel]:
     """Return a function that opens a model on a server. Each server is asked once, when its model is first needed.
 
-    If `is_greedy` is true, rejected seeds are not reported. If `continues` is false, models only write whole solutions. The
-    function raises ServerError if the server cannot be used.
+    If `is_greedy` is true, rejected seeds are not reported. The function raises ServerError if the server cannot be used.
     """
 
     @functools.cache
@@ -287,6 +284,6 @@ def served_models(
 
         source = sources[role]
         display.loading("asking server", source.address.host)
-        return RemoteModel(open_served(connection(), source, role, is_greedy=is_greedy, continues=continues))
+        return RemoteModel(open_served(connection(), source, is_greedy=is_greedy))
 
     return open_model_of

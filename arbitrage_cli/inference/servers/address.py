@@ -63,14 +63,13 @@ class Address:
 
 @frozen
 class ServedSource:
-    """A model on a server. `template` replaces the server's chat template, and `continuation` names a convention in `chat`."""
+    """A model on a server. `template` replaces the server's chat template."""
 
     address: Address
     key: str | None = field(default=None, repr=False)
     template: str | None = None
     template_variables: Fields = field(default_factory=dict)
     context_size: int | None = None
-    continuation: str | None = None
 
 
 def key_variable(role: str) -> str:

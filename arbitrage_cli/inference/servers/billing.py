@@ -54,10 +54,6 @@ class Bill:
         self.prompt = None
         self.usage = None
 
-    def add(self, usage: ReportedUsage | None) -> None:
-        """Add a response that is not part of a step."""
-        self.spent += usage.cost if usage else Cost()
-
     def kept(self, step: ReceivedStep) -> Cost:
         """Return the cost of a step that is kept, and begin the bill of the next step."""
         cost = self.spent + _cost_of(step)

@@ -1,53 +1,33 @@
-"""Converts requests to the JSON format of each kind of server. Sends nothing.
+"""Converts requests to the JSON format of each kind of server. Sends nothing."""
 
-Chat APIs use different conventions to continue an unfinished answer; a table names the convention of each known API. Most
-chat APIs omit the stop string and report `stop` both for a stop string and for the end of the answer.
-"""
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from os.path import commonprefix
 from typing import ClassVar
 
-from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.responses import LlamaResponse, Piece, Response
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.types import Fields, Json, frozen
 
-OPTIONAL = ("max_tokens", "top_p", "seed", "stream_options", "stop", "temperature", "thinking", "enable_thinking")
+OPTIONAL = ("max_tokens", "top_p", "seed", "stream_options", "temperature", "thinking", "enable_thinking")
 """Fields that some APIs reject, in the order in which they are omitted.
 
 Instead of `max_tokens`, these APIs accept `max_completion_tokens`.
 """
 
-CONTINUATIONS: Mapping[str, tuple[Json, Json]] = {
-    "trailing": ({}, {}),
-    "prefix": ({"prefix": True}, {}),
-    "partial": ({"partial": True}, {}),
-    "final": ({}, {"continue_final_message": True, "add_generation_prompt": False}),  # vLLM, SGLang
+APIS: Mapping[str, Json] = {
+    "aliyuncs.com": {"enable_thinking": False},  # Qwen on DashScope
+    "deepseek.com": {"thinking": {"type": "disabled"}},
+    "moonshot.ai": {"thinking": {"type": "disabled"}},
+    "moonshot.cn": {"thinking": {"type": "disabled"}},
+    "openrouter.ai": {"reasoning": {"enabled": False}},
 }
-"""The conventions for continuing an answer.
-
-Each convention adds fields to the request and to its last message, which is the assistant's.
-"""
-
-APIS: Mapping[str, tuple[str, Json]] = {
-    "aliyuncs.com": ("partial", {"enable_thinking": False}),  # Qwen on DashScope
-    "anthropic.com": ("trailing", {}),  # Claude before 4.6
-    "deepseek.com": ("prefix", {"thinking": {"type": "disabled"}}),  # only at https://api.deepseek.com/beta
-    "mistral.ai": ("prefix", {}),
-    "moonshot.ai": ("partial", {"thinking": {"type": "disabled"}}),
-    "moonshot.cn": ("partial", {"thinking": {"type": "disabled"}}),
-    "openrouter.ai": ("trailing", {"reasoning": {"enabled": False}}),
-}
-"""Each API's convention, and its fields that turn off thinking, by domain. Source: the providers' documentation."""
-MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
+"""The fields that turn off thinking, by the domain of the API. Source: the providers' documentation."""
 
 
 @frozen
 class Prompt:
-    """The text before the next token: as token ids, as text, or as the messages of a chat followed by `text`."""
+    """The text before the next token: as token ids, as text, or as the messages of a chat."""
 
     text: str = ""
     ids: Sequence[int] = ()
@@ -124,10 +104,6 @@ class Completions:
     def read(self, answer: Json) -> Piece:
         return Response.model_validate(answer).read()
 
-    def reader(self, request: TextRequest) -> Callable[[Json], Piece]:
-        """Return a function that parses the response to a request, and omits all text before the continuation."""
-        return self.read
-
 
 class Vllm(Completions):
     """The dialect of vLLM, which ignores SGLang's fields."""
@@ -200,84 +176,36 @@ DIALECTS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "ll
 
 
 @dataclass(frozen=True)
-class Chat(Completions):
-    """`/chat/completions` with the features of one server. Requests no log-probabilities, which only drafts need.
+class Chat:
+    """`/chat/completions`, whose models write whole solutions and do not think.
 
-    Some servers repeat the text to continue. If `trims` is true, the server rejects or removes white space at the end of this
-    text, so a response may begin with the separator. `can_continue` is false if the model only writes whole solutions: its
-    server does not continue answers, or this was not tested.
+    Requests no stop strings and no log-probabilities, which only routing needs. `omitted` contains the optional fields that
+    the server rejects.
     """
 
-    name = "chat API"
-    path = "chat/completions"
-    continuation: str = "trailing"
+    name: ClassVar = "chat API"
+    path: ClassVar = "chat/completions"
+    is_plain: ClassVar = False
     no_thinking: Json = field(default_factory=dict)
     omitted: frozenset[str] = frozenset()
-    trims: bool = False
-    can_continue: bool = True
 
     @classmethod
-    def at(cls, host: str, continuation: str | None, variables: Fields) -> "Chat":
-        """Return the chat API of a host. `continuation` replaces the convention; `variables` are for the chat template."""
-        usual, no_thinking = next(
-            (api for domain, api in APIS.items() if f".{host}".endswith(f".{domain}")), ("trailing", {})
-        )
+    def at(cls, host: str, variables: Fields) -> "Chat":
+        """Return the chat API of a host. `variables` are for the chat template."""
+        no_thinking = next((fields for domain, fields in APIS.items() if f".{host}".endswith(f".{domain}")), {})
         switches = {"chat_template_kwargs": dict(variables)} if variables else {}
-        return cls(continuation or usual, {**switches, **no_thinking})
-
-    @property
-    def can_stop(self) -> bool:
-        return not self.trims and "stop" not in self.omitted
+        return cls({**switches, **no_thinking})
 
     def body(self, request: TextRequest) -> Json:
         unused = {"prompt", *(() if request.sampler.temperature else ("seed", "top_p")), *self.omitted}
-        body = {**super().body(request), **self.no_thinking, "messages": [*request.prompt.messages]}
-        if request.stop and self.can_stop:
-            body["stop"] = [request.stop]
+        fields = {"max_tokens": request.max_tokens, "stream_options": {"include_usage": True}}
+        body = {**request.body(), **fields, **self.no_thinking, "messages": [*request.prompt.messages]}
         if "max_tokens" in self.omitted:
             body["max_completion_tokens"] = request.max_tokens
-        if request.prompt.text:
-            if not self.can_continue:
-                raise ServerRequestError("the server interrupted a response that cannot be continued")
-            of_message, of_request = CONTINUATIONS[self.continuation]
-            body["messages"].append({"role": "assistant", "content": self.sent(request.prompt.text), **of_message})
-            body |= of_request
         return {name: value for name, value in body.items() if name not in unused}
 
-    def sent(self, text: str) -> str:
-        """Return the text to continue as the server accepts it."""
-        return text.rstrip() if self.trims else text
-
-    def reader(self, request: TextRequest) -> Callable[[Json], Piece]:
-        own = _OwnText(request.prompt.text, self.sent(request.prompt.text))
-        return lambda answer: own.take(self.read(answer))
+    def read(self, answer: Json) -> Piece:
+        return Response.model_validate(answer).read()
 
 
-class _OwnText:
-    """Removes repeated text from the beginning of a response: the text to continue and, if it was not sent, the separator."""
-
-    def __init__(self, written: str, sent: str) -> None:
-        self._sent = sent
-        self._is_compared = not sent
-        self._held = ""
-        self._skipped = "\n" if written != sent else ""
-
-    def take(self, piece: Piece) -> Piece:
-        """Hold a response back until it differs from the text to continue.
-
-        Raises ServerRequestError if the response repeats only a part of the text to continue.
-        """
-        text = piece.text
-        if not self._is_compared:
-            self._held += text
-            num_common = len(commonprefix([self._held, self._sent]))  # noqa: RUF071 - texts, not paths
-            if piece.ending is None and num_common == len(self._held) < len(self._sent):
-                return replace(piece, text="")
-            is_repetition = num_common >= min(len(self._sent), MAX_COMMON)
-            if is_repetition and num_common < len(self._sent):
-                raise ServerRequestError("the model begins its answer again instead of continuing it", "use another target")
-            text = self._held[num_common if is_repetition else 0 :]
-            self._is_compared = True
-        if text := text.lstrip(self._skipped):
-            self._skipped = ""
-        return replace(piece, text=text)
+Dialect = Completions | Chat

@@ -1,4 +1,4 @@
-"""Sends requests for one model on a server: to render and tokenize prompts, and to continue them.
+"""Sends requests for one model on a server: to render and tokenize prompts, and to write text.
 
 Questions and steps that contain the text of a control token are split and tokenized in parts. If the server does not accept
 token ids, such a question or step is rejected.
@@ -30,7 +30,7 @@ from arbitrage_cli.inference.chat_template import (
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.servers.connection import Server
 from arbitrage_cli.inference.servers.controls import Controls
-from arbitrage_cli.inference.servers.dialects import Completions, Prompt, TextRequest
+from arbitrage_cli.inference.servers.dialects import Chat, Completions, Dialect, Prompt, TextRequest
 from arbitrage_cli.inference.servers.patience import RetryableError
 from arbitrage_cli.inference.servers.responses import Piece, Rendered, Text, Tokenized
 from arbitrage_cli.types import Fields, Json, frozen
@@ -42,6 +42,7 @@ REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors 
 SERVER_FAILED = 500
 MAX_RENDERED = 256  # layouts of conversations; more than a `ChatPrompt` needs
 
+WITHOUT_STEPS = "use policy agree, draft or target, which arbitrage advise compares, or serve the model with vLLM, SGLang or llama-server"
 PROBE_QUESTION = "What is 2 + 3?"  # which every model can be asked
 PROBE_PROMPT = Prompt(messages=[{"role": "user", "content": PROBE_QUESTION}])
 
@@ -57,18 +58,16 @@ class UnrenderedError(Exception):
 class ServedModel:
     """A model on a server.
 
-    `num_alternatives` is the number of log-probabilities per token, or 0 if the server sends none. `cannot_continue` is the
-    error to raise for a policy that routes steps, if the model cannot continue another model's text. `guards` contains texts
+    `num_alternatives` is the number of log-probabilities per token, or 0 if the server sends none. `guards` contains texts
     and their ids, one of which must precede a text that continues another if the tokenizer would insert a space.
     `rendered` maps messages to their texts, or to the reason why the template rejects them.
     """
 
     server: Server
     source: ServedSource
-    dialect: Completions
+    dialect: Dialect
     card: ModelCard
     num_alternatives: int = 0
-    cannot_continue: ServerError | None = None
     guards: Mapping[str, list[int]] = field(default_factory=dict)
     rendered: dict[str, str | RoleRefusedError] = field(default_factory=dict, repr=False)
 
@@ -84,6 +83,21 @@ class ServedModel:
         )
 
     @property
+    def cannot_continue(self) -> ServerError | None:
+        """The error to raise for a policy that routes steps, if the model cannot continue another model's text."""
+        if not isinstance(self.dialect, Chat):
+            return None
+        message = f"{self.name} at {self.server.name} is behind a chat API, which writes only whole solutions"
+        return ServerError(message, WITHOUT_STEPS)
+
+    @property
+    def completions(self) -> Completions:
+        """The dialect of a server that continues prompts. Raises ValueError for a chat API."""
+        if isinstance(self.dialect, Chat):
+            raise ValueError(f"{self.server.name} is a chat API")
+        return self.dialect
+
+    @property
     def facts(self) -> Fields:
         """The facts that must not change until a run is resumed, by field of run.json."""
         return {
@@ -94,13 +108,14 @@ class ServedModel:
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         """Build prompts. Waits until the server has rendered examples; must not be called in the connection's thread."""
-        template = self.source.template or (None if self.dialect.is_plain else self._find_rendered)
+        is_rendered = not isinstance(self.dialect, Chat) and not self.dialect.is_plain
+        template = self.source.template or (self._find_rendered if is_rendered else None)
         build = partial(ChatPrompt, template, None, (), style, self.source.template_variables)
         return self.server.connection.run(self.server.retry(partial(self.with_renderings, build), is_probe=True))
 
     async def prompt_of(self, segments: Sequence[Segment], controls: Controls, topic: str = "") -> Prompt:
         """Return a prompt as the server accepts it."""
-        if self.dialect.is_plain:
+        if self.completions.is_plain:
             return Prompt(controls.join(segments))
         if not any(LOOKS_LIKE_CONTROL.search(segment.text) for segment in segments if isinstance(segment, Plain)):
             segments = [Control("".join(segment.text for segment in segments))]  # tokenized as a whole
@@ -124,7 +139,7 @@ class ServedModel:
         Unless it `begins` the prompt, a guard is put before the text if necessary, and its ids are removed.
         """
         for guard, head in ({} if begins else self.guards).items() or [("", [])]:
-            body = self.dialect.tokenizing(self.name, guard + text, is_template=is_template, begins=begins)
+            body = self.completions.tokenizing(self.name, guard + text, is_template=is_template, begins=begins)
             ids = (await self.server.fetch("/tokenize", Tokenized.model_validate, body, topic)).tokens
             if begins and ids[:1] == ids[1:2]:
                 return ids[1:]  # server and template both added the first token
@@ -137,7 +152,7 @@ class ServedModel:
         body = self.dialect.body(request)
         num_pieces = 0
         is_complete = False
-        stream = self.server.stream(self.dialect.path, self.dialect.reader(request), body, topic)
+        stream = self.server.stream(self.dialect.path, self.dialect.read, body, topic)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as limit, aclosing(stream) as pieces:
                 async for piece in pieces:
@@ -196,8 +211,9 @@ class ServedModel:
         raise RoleRefusedError(*text.args)
 
     async def _render(self, messages: Sequence[Json], variables: Fields, topic: str) -> str:
-        rendering = self.dialect.rendering(self.name, messages, {**self.source.template_variables, **variables})
-        rendered = await self.server.fetch(self.dialect.rendering_path, Rendered.validate_python, rendering, topic)
+        dialect = self.completions
+        rendering = dialect.rendering(self.name, messages, {**self.source.template_variables, **variables})
+        rendered = await self.server.fetch(dialect.rendering_path, Rendered.validate_python, rendering, topic)
         if isinstance(rendered, Tokenized):
             ids = {"model": self.name, "tokens": rendered.tokens}
             rendered = await self.server.fetch("/detokenize", Text.model_validate, ids, topic)

@@ -17,11 +17,11 @@ from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.servers.connection import Connection, Server
 from arbitrage_cli.inference.servers.controls import Controls
 from arbitrage_cli.inference.servers.dialects import (
-    CONTINUATIONS,
     DIALECTS,
     OPTIONAL,
     Chat,
     Completions,
+    Dialect,
     Prompt,
     TextRequest,
 )
@@ -34,21 +34,13 @@ from arbitrage_cli.inference.servers.responses import (
     Piece,
     ServerFacts,
 )
-from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
-from arbitrage_cli.types import ModelRole, Problem
+from arbitrage_cli.types import Problem
 
 GUARDS = "\n.0"
 PROBE_TOKENS = 32
-GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
+DRAWN = Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
-
-COUNTING = Prompt(  # a new answer does not begin with these words, even if the model sees them
-    "Here you are, as you wished: eighteen, nineteen, twenty, twenty-",
-    messages=[{"role": "user", "content": "Count from eighteen to thirty, in words."}],
-)
-REST = "one"  # a new answer does not begin inside a number; inside "four", Qwen2.5-Coder 1.5B skips the rest of the word
-AFTER_STEP = PROBE_PROMPT.followed_by("I add the two numbers.\n\n")
 
 UNEXPLAINED = re.compile("HTTP [0-9]+$|HTTP 404: (?!.*model)", re.IGNORECASE)
 WITHOUT_REASON = (
@@ -57,12 +49,6 @@ WITHOUT_REASON = (
 )
 """The hint if a server gives no reason for an HTTP error, or does not know the path."""
 
-WITHOUT_STEPS = "use policy agree, draft or target, which arbitrage advise compares"
-OTHER_CONVENTION = (
-    "if the server supports /completions, set the model's template in pairs.toml; otherwise, set the target's continuation "
-    f"there ({', '.join(CONTINUATIONS)}), or {WITHOUT_STEPS}"
-)
-NO_DRAFT = f"if the server supports /completions, set the draft's template in pairs.toml; otherwise, {WITHOUT_STEPS}"
 WITHOUT_THINKING = (
     "use a model without thinking, or set chat_template_kwargs = { enable_thinking = false } in the pair if the server "
     "accepts this field"
@@ -71,18 +57,8 @@ WITHOUT_THINKING = (
 log = logging.getLogger("arbitrage.servers")
 
 
-def open_served(
-    connection: Connection,
-    source: ServedSource,
-    role: ModelRole = "target",
-    *,
-    is_greedy: bool = False,
-    continues: bool = True,
-) -> ServedModel:
+def open_served(connection: Connection, source: ServedSource, *, is_greedy: bool = False) -> ServedModel:
     """Find a model on a server and test it. If `is_greedy` is true, rejected seeds are not reported.
-
-    Every chat API can be used for whole solutions. If `continues` is false, or for a checker, it is used for nothing else, so
-    it is not tested whether the model continues answers.
 
     Raises ServerError or TemplateError if the model cannot be used.
     """
@@ -90,8 +66,7 @@ def open_served(
     try:
         model = connection.run(server.retry(partial(_find, server, source), is_probe=True))
         if isinstance(model.dialect, Chat):
-            tested = role if continues else "check"
-            model = connection.run(_adapted(model, model.dialect, tested, is_greedy=is_greedy))
+            model = connection.run(_adapted(model, model.dialect, is_greedy=is_greedy))
         else:
             segments = model.prompt(PromptStyle("")).segments(Problem("", PROBE_QUESTION))
             model = connection.run(_tested(model, segments))
@@ -110,10 +85,10 @@ async def _find(server: Server, source: ServedSource) -> ServedModel:
             raise
         models = [ListedModel(id=name)]
     found = _choose(server, models, name)
-    dialect = next((DIALECTS[owner] for model in models if (owner := model.owned_by or "") in DIALECTS), Completions)()
-    if source.continuation or (dialect.is_plain and not source.template):
-        dialect = Chat.at(server.name, source.continuation, source.template_variables)
-    facts = await _facts(server, dialect.facts_paths)
+    kind = next((DIALECTS[owner] for model in models if (owner := model.owned_by or "") in DIALECTS), Completions)
+    is_chat = kind.is_plain and not source.template
+    dialect: Dialect = Chat.at(server.name, source.template_variables) if is_chat else kind()
+    facts = await _facts(server, () if is_chat else kind.facts_paths)
     limits = [limit for limit in (found.max_model_len, facts.context_size, source.context_size) if limit and limit > 0]
     card = ModelCard(
         name=found.id,
@@ -155,12 +130,13 @@ async def _guards(model: ServedModel) -> Mapping[str, list[int]]:
 
 
 async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
-    if not model.dialect.is_plain:
+    dialect = model.completions
+    if not dialect.is_plain:
         model = replace(model, guards=await model.server.retry(partial(_guards, model), is_probe=True))
-    controls = Controls(segments, can_ignore=model.dialect.can_ignore_controls)
+    controls = Controls(segments, can_ignore=dialect.can_ignore_controls)
     prompt = await model.server.retry(partial(model.prompt_of, segments, controls), is_probe=True)
     try:
-        return await _test(model, prompt, model.dialect.max_alternatives)
+        return await _test(model, prompt, dialect.max_alternatives)
     except ServerRequestError as error:
         if error.status and error.status not in REFUSED:
             raise
@@ -189,62 +165,24 @@ def _text_of(pieces: Sequence[Piece]) -> str:
 # --- chat APIs
 
 
-async def _adapted(model: ServedModel, chat: Chat, role: ModelRole, *, is_greedy: bool) -> ServedModel:
-    """Return the model with the features of its chat API. A checker never continues an answer."""
-    chat, pieces = await _ask(model, chat, PROBE_PROMPT, sampler=DRAWN)
+async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool) -> ServedModel:
+    """Return the model without the fields that its chat API rejects. Raises ServerError if the model thinks."""
+    chat, pieces = await _ask(model, chat)
     text = _text_of(pieces).lstrip()
     if not text or text.startswith("<think>") or any(piece.thinks for piece in pieces):
         raise ServerError(f"{model.server.name}: {model.name} thinks before it answers", WITHOUT_THINKING)
-    cannot_continue: ServerError | None = None
-    if role == "target":
-        chat, cannot_continue = await _continuing(model, chat)
-    else:
-        chat = replace(chat, can_continue=False)
-        if role == "draft":
-            message = f"{model.name} at {model.server.name} is behind a chat API, so it cannot draft steps"
-            cannot_continue = ServerError(message, NO_DRAFT)
     for name in sorted(chat.omitted & {"temperature", *(() if is_greedy else ("seed", "top_p"))}):
         log.warning("%s does not accept %s, so samples differ from the requested ones", model.server.name, name)
-    return replace(model, dialect=chat, cannot_continue=cannot_continue)
+    return replace(model, dialect=chat)
 
 
-async def _continuing(model: ServedModel, chat: Chat) -> tuple[Chat, ServerError | None]:
-    """Test whether the model continues an unfinished answer. Return the API's features and, if it does not, the error."""
-    try:
-        chat, pieces = await _ask(model, chat, COUNTING)
-    except ServerRequestError as error:
-        if error.status not in REFUSED:
-            raise
-        text = error.message
-    else:
-        if (text := _text_of(pieces).lstrip()).startswith(REST):
-            return await _after_separator(model, chat), None
-    how = f"with '{chat.continuation}' ({text[:100]!r})"
-    message = f"{model.name} at {model.server.name} does not continue answers {how}"
-    return replace(chat, can_continue=False), ServerError(message, OTHER_CONVENTION)
-
-
-async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
-    """Test whether the server keeps the separator at the end of the text to continue. Anthropic rejects it."""
-    try:
-        chat, pieces = await _ask(model, chat, AFTER_STEP, stop=BLANK_LINE.separator)
-    except ServerRequestError as error:
-        if error.status not in REFUSED:
-            raise
-        return replace(chat, trims=True)
-    text = _text_of(pieces)
-    return replace(chat, trims=not text.strip() or text.startswith("\n"))
-
-
-async def _ask(
-    model: ServedModel, chat: Chat, prompt: Prompt, stop: str = "", sampler: Sampler = GREEDY
-) -> tuple[Chat, list[Piece]]:
+async def _ask(model: ServedModel, chat: Chat) -> tuple[Chat, list[Piece]]:
     """Send a probe without the optional fields that the server rejects.
 
     Fields are omitted one at a time, because some servers reject only a combination of fields.
     """
+    request = TextRequest(model.name, PROBE_PROMPT, PROBE_TOKENS, DRAWN)
     while True:
-        request = TextRequest(model.name, prompt, PROBE_TOKENS, sampler, stop=stop)
         try:
             return chat, await _answer(replace(model, dialect=chat), request)
         except ServerRequestError as error:

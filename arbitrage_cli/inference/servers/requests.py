@@ -6,7 +6,8 @@ prompt is a string.
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -31,7 +32,6 @@ class Options:
     prompt: ChatPrompt
     keep_token_stats: bool
     shares_prompts: bool
-    may_be_complete: Callable[[str], bool]
     think_end_ids: Sequence[int] = field(default=(), init=False)
 
     def hidden_end(self) -> ServerRequestError:
@@ -43,8 +43,8 @@ class Options:
         )
 
 
-class StepRequests:
-    """The requests for one problem, whose prompt is a string.
+class Requests(ABC):
+    """The requests for one problem.
 
     `topic` names the problem to the server. `is_first` is true until the model has written a step. `num_prompt` counts the
     tokens of the prompt without the solution, or is None if they are unknown.
@@ -56,26 +56,13 @@ class StepRequests:
         self._format = options.prompt.think_format
         self._problem = problem
         self._sampler = sampler
-        self._segments: Sequence[Segment] = ()
-        self._controls = Controls(())
         self.topic = secrets.token_hex(8)
         self.is_first = True
         self.num_prompt: int | None = None
 
+    @abstractmethod
     async def prompt(self, trace: Trace) -> Prompt:
         """Return the prompt of the next step. Raises ProblemError if the server cannot be sent this problem."""
-        if not self._segments:
-            await self._render()
-            self._controls.check_question(self._segments)
-        kept = [decision.kept for decision in trace.decisions]
-        steps = [segment for step in kept for segment in (Plain(step.text), *self._options.prompt.after(step))]
-        return Prompt(self._controls.join([*self._segments, *steps]))
-
-    async def _render(self) -> None:
-        model = self._model
-        self._segments = await model.with_renderings(partial(self._options.prompt.for_problem, self._problem), self.topic)
-        marks = [Control(self._format.opens + self._format.closes)] if self._problem.thinks else []
-        self._controls = Controls([*self._segments, *marks], can_ignore=model.dialect.can_ignore_controls)
 
     def next(self, prompt: Prompt, step: ReceivedStep, max_tokens: int, *, until_end: bool) -> TextRequest:
         """Return the request for the rest of a step or, with `until_end`, for the rest of its phase."""
@@ -89,13 +76,36 @@ class StepRequests:
             num_alternatives=self._model.num_alternatives if options.keep_token_stats and not until_end else 0,
             cache_key="" if options.shares_prompts else self.topic,
             is_first=self.is_first,
-            stop=options.style.step_end.separator if self._model.dialect.can_stop and not until_end else "",
+            stop=options.style.step_end.separator if not until_end and self._model.completions.can_stop else "",
             marker=self._format.end if step.phase == "think" or self._format.ends_turns else "",
         )
 
     def remember(self, step: Step, received: ReceivedStep) -> None:
         """Note a step that the model wrote."""
         self.is_first = False
+
+
+class StepRequests(Requests):
+    """The requests for one problem, whose prompt is a string."""
+
+    def __init__(self, options: Options, problem: Problem, sampler: Sampler) -> None:
+        super().__init__(options, problem, sampler)
+        self._segments: Sequence[Segment] = ()
+        self._controls = Controls(())
+
+    async def prompt(self, trace: Trace) -> Prompt:
+        if not self._segments:
+            await self._render()
+            self._controls.check_question(self._segments)
+        kept = [decision.kept for decision in trace.decisions]
+        steps = [segment for step in kept for segment in (Plain(step.text), *self._options.prompt.after(step))]
+        return Prompt(self._controls.join([*self._segments, *steps]))
+
+    async def _render(self) -> None:
+        model = self._model
+        self._segments = await model.with_renderings(partial(self._options.prompt.for_problem, self._problem), self.topic)
+        marks = [Control(self._format.opens + self._format.closes)] if self._problem.thinks else []
+        self._controls = Controls([*self._segments, *marks], can_ignore=model.completions.can_ignore_controls)
 
 
 class TokenRequests(StepRequests):

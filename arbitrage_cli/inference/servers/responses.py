@@ -143,13 +143,12 @@ class _LogProbabilities(BaseModel):
 
 
 class _Choice(_WithNulls):
-    """A continuation: `text` in completions, `delta` in chats."""
+    """A part of a response: `text` in completions, `delta` in chats."""
 
     index: int | None = None
     text: str = ""
     delta: _Delta = _Delta()
     finish_reason: str | None = None
-    native_finish_reason: str | None = None  # of OpenRouter
     stopped_by: Any = Field(default=None, validation_alias=AliasChoices("stop_reason", "matched_stop"))  # vLLM; SGLang
     token_ids: tuple[int, ...] | None = None
     logprobs: _LogProbabilities | None = None
@@ -159,8 +158,7 @@ class _Choice(_WithNulls):
         failure = "refusal" if self.delta.refusal else ""
         reason = self.finish_reason
         if reason:
-            is_named = isinstance(self.stopped_by, str) or self.native_finish_reason == "stop_sequence"
-            ending = "separator" if is_named else ENDINGS.get(reason, "stop")
+            ending = "separator" if isinstance(self.stopped_by, str) else ENDINGS.get(reason, "stop")
             failure = failure or ("" if reason in ENDINGS else reason)
         tokens = self.logprobs.read() if self.logprobs else ()
         text = self.text or self.delta.content or ""

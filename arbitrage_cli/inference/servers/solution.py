@@ -14,7 +14,7 @@ from arbitrage_cli.errors import ContextFullError, ServerRequestError
 from arbitrage_cli.inference.servers.billing import Bill
 from arbitrage_cli.inference.servers.dialects import Prompt, TextRequest
 from arbitrage_cli.inference.servers.received import ReceivedStep, nothing_received, without_end_token
-from arbitrage_cli.inference.servers.requests import Options, StepRequests
+from arbitrage_cli.inference.servers.requests import Options, Requests
 from arbitrage_cli.inference.servers.responses import Ending, Piece, token_stats
 from arbitrage_cli.inference.step_text import StepText, end_of, step_end
 from arbitrage_cli.types import WHOLE, Cost, Decision, Step, StepStop, TokenStats, Trace
@@ -37,7 +37,7 @@ class Solution:
 
     trace: Trace
 
-    def __init__(self, options: Options, requests: StepRequests, report: Report) -> None:
+    def __init__(self, options: Options, requests: Requests, report: Report) -> None:
         self._options = options
         self._requests = requests
         self._report = report
@@ -190,7 +190,7 @@ class Solution:
 
     def _split(self, piece: Piece) -> tuple[Piece, Piece | None]:
         """Split a piece that may have several tokens where the step ends."""
-        may_go_beyond = self._options.model.dialect.is_plain or (self.until_end and len(piece.ids) > 1)
+        may_go_beyond = self._options.model.dialect.is_plain or (self.until_end and len(piece.ids) != 1)
         return self._step.split(piece) if may_go_beyond else (piece, None)
 
     def _keep(self, stop: StepStop) -> None:

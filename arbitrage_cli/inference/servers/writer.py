@@ -1,7 +1,7 @@
 """Writes steps for many problems at once with a model on a server, as `Engine` does with a local model.
 
 Steps are written in the connection's thread and returned by `tick` in the thread of the scheduler. `requests` says what is
-asked, `solution` how responses become steps, `billing` what a step costs, and `chat` what differs behind a chat API.
+asked, `solution` how responses become steps, `billing` what a step costs, and `chat` how chat APIs are asked.
 """
 
 from collections import deque
@@ -63,8 +63,7 @@ class _Slot:
 class ServedWriter:
     """A `Writer` for a model on a server.
 
-    If `shares_prompts` is false, no problem uses another problem's prompt cache. `may_be_complete` returns false if the text
-    of a solution, written with the default system prompt, is almost certainly unfinished.
+    If `shares_prompts` is false, no problem uses another problem's prompt cache.
     """
 
     role: ModelRole
@@ -73,7 +72,6 @@ class ServedWriter:
     style: PromptStyle
     keep_token_stats: bool = False
     shares_prompts: bool = True
-    may_be_complete: Callable[[str], bool] = lambda text: True
 
     def __post_init__(self) -> None:
         self._options = Options(
@@ -83,7 +81,6 @@ class ServedWriter:
             self.model.prompt(self.style),
             self.keep_token_stats,
             self.shares_prompts,
-            self.may_be_complete,
         )
         self._connection = self.model.server.connection
         self._slots: dict[int, _Slot] = {}
