@@ -21,7 +21,7 @@ from arbitrage_cli.app.attempts.loop import Loop, Stopwatch
 from arbitrage_cli.app.commands.bench import plan_attempts, row_of
 from arbitrage_cli.app.models import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
-from arbitrage_cli.arbitrage import Flow, by_token_stats
+from arbitrage_cli.arbitrage import CompareAnswers, Flow, by_token_stats, single
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Backend, Deadline, LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
@@ -294,6 +294,26 @@ def test_router_time_is_that_of_the_decision() -> None:
     assert row["timing"]["router"] == {"seconds": 3.0 * len(row["steps"])}
     assert row["wall_seconds"] == 3.0 * len(row["steps"])
     assert row["timing"]["program"] == {"seconds": 0.0}
+
+
+@pytest.mark.parametrize("is_counted", [False, True])
+def test_a_comparison_takes_the_same_time_whether_or_not_the_timer_counts_it(*, is_counted: bool) -> None:
+    """The processor time of the models' thread does not contain a comparison in another thread. The time of a clock does."""
+    clock = Clock()
+
+    def compare() -> bool:
+        clock.now += 7.0
+        return True
+
+    class Comparing(Bench):
+        def flow(self, attempt: Attempt, trace: Trace) -> Flow:
+            yield from single(trace, "target")
+            assert (yield CompareAnswers(compare)) is True
+
+    backends: dict[ModelRole, Backend] = {"target": open_scripted("scripted:target", LoadOptions())}
+    bench = Comparing(writers(backends, clock=clock), clock=clock, timer=clock if is_counted else lambda: 0.0)
+    row = only_row(bench, column=TARGET)
+    assert row["timing"]["program"] == {"seconds": 7.0}
 
 
 def test_time_is_accounted_for_to_the_last_second(monkeypatch: pytest.MonkeyPatch) -> None:

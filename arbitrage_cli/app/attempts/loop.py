@@ -7,13 +7,13 @@ problem is recorded as an error.
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arbitrage_cli.app.attempts.attempts import Attempt, RunCounts
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display
-from arbitrage_cli.arbitrage import Flow
+from arbitrage_cli.arbitrage import CompareAnswers, Flow
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Clock, Deadline
 from arbitrage_cli.inference.sampling import Sampler
@@ -27,12 +27,17 @@ from arbitrage_cli.types import Event, Fields, Finished, Limits, RoleLimits, Sta
 
 @dataclass(slots=True)
 class Stopwatch:
-    """The time of an attempt, in seconds. `router_seconds` is the time in which the policy scored steps and decided."""
+    """The time of an attempt, in seconds. `router_seconds` is the time in which the policy scored steps and decided.
+
+    Answers are compared in another thread, whose time `timer` may not count. `clock` measures each comparison.
+    """
 
     timer: Clock = time.perf_counter
+    clock: Clock = time.perf_counter
     seconds: float = 0.0
     router_seconds: float = 0.0
     program_seconds: float | None = None  # outside the models and the policy
+    _uncounted: float = 0.0  # the time of comparisons that `timer` did not count
     _began: tuple[float, float] = (0.0, 0.0)
 
     def begin(self, seconds: float, timer_seconds: float) -> None:
@@ -44,7 +49,7 @@ class Stopwatch:
         began, timer_began = self._began
         self.seconds = seconds - began
         elsewhere = tally_of(finished).seconds + self.router_seconds
-        self.program_seconds = max(0.0, timer_seconds - timer_began - elsewhere)
+        self.program_seconds = max(0.0, timer_seconds - timer_began - elsewhere) + self._uncounted
 
     def follow(self, flow: Flow) -> Flow:
         """Yield a flow's requests, and measure the time from each response to the next request."""
@@ -58,7 +63,27 @@ class Stopwatch:
                     return
                 finally:
                     self.router_seconds += self.timer() - began
-                answer = yield request
+                if isinstance(request, CompareAnswers):
+                    answer = yield from self._compare(request)
+                else:
+                    answer = yield request
+
+    def _compare(self, request: CompareAnswers) -> Generator[CompareAnswers, bool, bool]:
+        """Pass on a request to compare answers, and note the part of its time that `timer` does not count."""
+        spent = 0.0
+
+        def is_same() -> bool:
+            nonlocal spent
+            began = self.clock()
+            try:
+                return request.is_same()
+            finally:
+                spent = self.clock() - began
+
+        began = self.timer()
+        response = yield CompareAnswers(is_same)
+        self._uncounted += max(0.0, spent - (self.timer() - began))
+        return response
 
 
 @dataclass(slots=True)
@@ -187,7 +212,7 @@ class Loop:
 
     def _job(self, attempt: Attempt) -> Job:
         self.in_flight[attempt.id] = attempt
-        timing = self._timings[attempt.id] = Stopwatch(self.timer)
+        timing = self._timings[attempt.id] = Stopwatch(self.timer, self.clock)
 
         def make_flow(trace: Trace) -> Flow:
             return timing.follow(self.flow(attempt, trace))
