@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".html", ".htm")
 RUNS = Path("runs")
-OF_ONE_RUN = {"page", "opens", "explain", "hide_thoughts", "regrade", "run_code", "price"}
+OF_ONE_RUN = {"page", "opens", "explain", "regrade", "run_code", "price"}
 """Options that have no effect on a list of runs."""
 First = Annotated[Path, typer.Argument(metavar="FIRST", help="Run folder of arbitrage bench.")]
 Second = Annotated[Path, typer.Argument(metavar="SECOND", help="Run folder of arbitrage bench.")]
@@ -39,7 +39,6 @@ Second = Annotated[Path, typer.Argument(metavar="SECOND", help="Run folder of ar
     page=Option("Write an HTML page with all traces.", "FILE", names=("--html", "-o")),
     opens=Option("Open the page in a browser. Default file: report.html in the run folder.", names=("--open",)),
     explain=Option("Explain the columns below the table.", is_setting=False),
-    hide_thoughts=Option("Omit the text of the thinking phase from the page.", is_setting=False),
     regrade=Option("First grade all answers again, without loading models.", is_setting=False),
 )
 def report(
@@ -50,7 +49,6 @@ def report(
     page: Path | None = None,
     opens: bool = False,
     explain: bool = False,
-    hide_thoughts: bool = False,
     regrade: bool = False,
     run_code: RunCode | None = None,
     figures: FigureOptions,
@@ -80,8 +78,6 @@ def report(
     page = run / "report.html" if opens and page is None else page
     if explain and (page or figures.json_line):
         raise UsageError("--explain is used only with the table", "omit this option, or omit --html, --open and --json")
-    if hide_thoughts and not page:
-        raise UsageError("--hide-thoughts is used only with a page", "omit this option, or add -o FILE.html")
     if page:
         _check_name(page)
     if regrade:
@@ -89,7 +85,7 @@ def report(
     with command_display(output):
         contents = read_run_folder(run)
         if page:
-            _write_page(page, contents, figures, hides_thoughts=hide_thoughts)
+            _write_page(page, contents, figures)
             say(f"wrote {page}", output)
             if opens and not webbrowser.open(page.resolve().as_uri()):
                 typer.echo(f"no browser found; open {page}", err=True)
@@ -127,13 +123,13 @@ def _check_name(page: Path) -> None:
         raise UsageError(f"{page}: the file name must end in .html", hint)
 
 
-def _write_page(path: Path, contents: "Contents", options: FigureOptions, *, hides_thoughts: bool) -> None:
-    from arbitrage_cli.display.page import TracePacker, render  # Jinja is slow to import
+def _write_page(path: Path, contents: "Contents", options: FigureOptions) -> None:
+    from arbitrage_cli.display.page import Traces, render  # Jinja is slow to import
     from arbitrage_cli.runs.results import Result
 
-    packer = TracePacker(hides_thoughts=hides_thoughts)
-    figures = figures_of(contents.run, map(Result.of, packer.watch(contents.rows)), options)
-    page = render(contents.run, figures, packer.packed(figures.policies))
+    traces = Traces()
+    figures = figures_of(contents.run, map(Result.of, traces.watch(contents.rows)), options)
+    page = render(contents.run, figures, traces)
     with os_errors(OutputError, f"{path}: cannot be written", "use another file: -o FILE"):
         write_atomically(path, page.encode())
 

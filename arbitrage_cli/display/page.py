@@ -3,8 +3,8 @@
 The template escapes all text, and a script inserts the traces as plain text. A Content Security Policy blocks the network.
 It allows, by hash, only this script and one style sheet.
 
-A page can contain 100,000 traces, which are packed row by row. It contains an index for searching and sorting, and compressed
-blocks of rows, which the script unpacks on demand.
+A page contains the traces of all attempts, as JSON of at most 20 MB. If a run has more, the page has those with a wrong answer
+first, and a sample of the others.
 """
 
 import base64
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from pydantic_core import to_json
 
 from arbitrage_cli.display import run_facts
 from arbitrage_cli.display.columns import Column, columns_of, known, outcomes, size_of
@@ -25,20 +24,21 @@ from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.evaluation.figures import PolicyFigures, shown_figures
 from arbitrage_cli.evaluation.metrics import RunFigures
 from arbitrage_cli.problems.answers import boxed_answer, gold_answer
+from arbitrage_cli.runs.records import AttemptKey
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import Json
+from arbitrage_cli.types import Json, frozen
 
 TEMPLATES = Path(__file__).parent / "templates"
-BLOCK = 1 << 18  # minimum bytes of JSON in a block
+MAX_BYTES = 20_000_000  # of the traces
 DIGITS = 4  # decimals of numbers, more than the page shows
 SHOWN = frozenset(
-    ("problem", "gold", "answer", "grade", "error", "stop", "steps", "check")
+    ("id", "sample", "policy", "tau", "level", "problem", "gold", "answer", "grade", "error", "stop", "steps", "check")
 )  # the fields of a row that the page shows
 
 
-def render(run: Run, figures: RunFigures, packed: Json) -> str:
-    """Return an HTML report, given the content of run.json, the figures, and the result of `TracePacker.packed`."""
+def render(run: Run, figures: RunFigures, traces: "Traces") -> str:
+    """Return an HTML report, given the content of run.json, the figures, and the traces of the rows."""
     style = _template_text("report.css")
     script = "\n".join(map(_template_text, ("temml.min.js", "report.js")))  # Temml 0.13.5 from npm: LaTeX to MathML
     template = _environment().get_template("report.html")
@@ -47,7 +47,8 @@ def render(run: Run, figures: RunFigures, packed: Json) -> str:
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        data=_embedded(packed),
+        data=traces.data(figures.policies),
+        sample=traces.sample,
         **_view(run, figures),
     )
 
@@ -116,86 +117,86 @@ def _table(caption: str, columns: Sequence[Column[PolicyFigures]], policies: Seq
 # --- traces
 
 
-class TracePacker:
-    """Packs the rows of a run, which may be in any order. If an attempt has several rows, the last row is used.
+@frozen
+class _Trace:
+    """The JSON of a trace. With too many bytes, the traces of the highest rank are left out."""
 
-    If `hides_thoughts` is true, the texts of the thinking phase are left out.
-    """
+    rank: tuple[bool, int]
+    json: str
 
-    def __init__(self, *, hides_thoughts: bool = False) -> None:
-        self._hides_thoughts = hides_thoughts
-        self._problems: dict[str, tuple[int, Any]] = {}  # index and level by ID
-        self._attempts: dict[tuple[int, int, Any], list[Any]] = {}
-        self._blocks: list[tuple[int, str]] = []
-        self._parts: list[bytes] = []
-        self._num_rows = 0
+    @property
+    def is_wrong(self) -> bool:
+        return not self.rank[0]
+
+
+class Traces:
+    """The traces of a page, made of rows in any order. If an attempt has several rows, the last row is used."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._is_wrong: dict[AttemptKey, bool] = {}  # of all attempts, in the order of their first rows
+        self._held: dict[AttemptKey, _Trace] = {}
+        self._num_bytes = 0
 
     def watch(self, rows: Iterable[AttemptRow]) -> Iterator[AttemptRow]:
-        """Yield the rows unchanged, and pack each row before the next is read."""
+        """Yield the rows unchanged, and keep the trace of each row before the next is read."""
         for row in rows:
             yield row
             self._add(row)
 
     def _add(self, row: AttemptRow) -> None:
-        problem, _ = self._problems.setdefault(row.id, (len(self._problems), row.level))
-        self._attempts[problem, row.sample, (row.policy, row.tau)] = _entry(row, self._num_rows)
         right = gold_answer(row.gold) or ""
         content = row.model_dump_json(by_alias=True, exclude_unset=True, include={*SHOWN})
         shown = json.loads(content, parse_float=lambda number: round(float(number), DIGITS)) | {
-            "right": boxed_answer(right) or right
+            "tau": row.tau,
+            "right": boxed_answer(right) or right,
+            "verdict": row.grade.value if row.grade and row.status == "done" else "error",
+            "seconds": round(row.wall_seconds, DIGITS) if row.status == "done" else None,
         }
-        if self._hides_thoughts:
-            _remove_thoughts(shown)
-        self._parts.append(to_json(shown))
-        self._num_rows += 1
-        if sum(map(len, self._parts)) >= BLOCK:
-            self._close_block()
+        is_wrong = shown["verdict"] in ("incorrect", "error")
+        place = zlib.crc32(f"{row.id}/{row.sample}".encode("utf-8", "surrogatepass"))  # the same for all policies
+        self._is_wrong[row.key] = is_wrong
+        self._hold(row.key, _Trace((not is_wrong, place), _embedded(shown)))
+        if self._num_bytes > 2 * self._max_bytes:
+            self._shrink()
 
-    def packed(self, policies: Sequence[PolicyFigures]) -> Json:
-        """Return the data for the page's script. A block has the index of its first attempt, and the packed attempts."""
-        if self._parts:
-            self._close_block()
+    def _hold(self, key: AttemptKey, trace: _Trace) -> None:
+        if key in self._held:
+            self._num_bytes -= len(self._held[key].json)
+        self._held[key] = trace
+        self._num_bytes += len(trace.json)
+
+    def _shrink(self) -> None:
+        """Leave out traces until the others have at most `max_bytes`. One trace always stays."""
+        by_rank = sorted(self._held.items(), key=lambda item: item[1].rank)
+        self._held, self._num_bytes = {}, 0
+        for key, trace in by_rank:
+            if self._held and self._num_bytes + len(trace.json) > self._max_bytes:
+                break
+            self._hold(key, trace)
+
+    def data(self, policies: Sequence[PolicyFigures]) -> str:
+        """Return the JSON for the page's script: the policies, and the traces in the order of their first rows."""
+        if self._num_bytes > self._max_bytes:
+            self._shrink()
         shown = [policy.to_json() for policy in policies]
-        numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(shown)}
-        attempts = [[problem, sample, numbers[of], *entry] for (problem, sample, of), entry in self._attempts.items()]
-        problems = [[name, level] for name, (_, level) in self._problems.items()]
-        return {
-            "policies": [{**one, "name": one["route"]} for one in shown],
-            "index": _packed(to_json({"problems": problems, "attempts": attempts})),
-            "blocks": self._blocks,
-        }
+        described = _embedded([{**one, "name": one["route"]} for one in shown])
+        traces = ",".join(self._held[key].json for key in self._is_wrong if key in self._held)
+        return f'{{"policies":{described},"traces":[{traces}]}}'
 
-    def _close_block(self) -> None:
-        self._blocks.append((self._num_rows - len(self._parts), _packed(b"[" + b",".join(self._parts) + b"]")))
-        self._parts = []
-
-
-def _remove_thoughts(row: Json) -> None:
-    check = row.get("check") or {}
-    kept = [*row["steps"], *(step for solution in check.get("solutions", ()) for step in solution["steps"])]
-    for step in [*kept, *(step["discarded"] for step in kept if step.get("discarded"))]:
-        if step["phase"] == "think":
-            step["text"] = ""
-            for difference in step.get("differences", ()):
-                del difference["text"], difference["target_text"]
+    @property
+    def sample(self) -> str | None:
+        """A line about the traces that are left out, or None if the page has all of them."""
+        count, wrong = len(self._is_wrong), sum(self._is_wrong.values())
+        if len(self._held) == count:
+            return None
+        shown = sum(trace.is_wrong for trace in self._held.values())
+        which = f"all {wrong:,}" if shown == wrong else f"{shown:,} of {wrong:,}"
+        others = " and a sample of the others" if shown == wrong else ""
+        return f"This page has {len(self._held):,} of {count:,} traces: {which} with a wrong answer or an error{others}."
 
 
 def _embedded(data: Any) -> str:
     """Return ASCII JSON that cannot end a script element or begin a comment."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _packed(data: bytes) -> str:
-    return base64.b64encode(zlib.compress(data, 6)).decode()
-
-
-def _entry(row: AttemptRow, number: int) -> list[Any]:
-    """Return an index entry: verdict, wall-clock seconds, seconds for steps, number of target steps, and attempt index."""
-    is_done = row.status == "done"
-    written = sum(version.seconds for step in row.steps for version in (step, step.discarded) if version)
-    written += sum(step.seconds for step in row.check.check.discarded) if row.check else 0.0
-    written += sum(cost.seconds for cost in row.rollouts)
-    calls = sum(step.model == "target" for step in row.steps)
-    seconds = round(row.wall_seconds, DIGITS) if is_done else None
-    return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]

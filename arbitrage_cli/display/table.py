@@ -16,12 +16,12 @@ from arbitrage_cli.display.verdict import alone, more_time, sentence, token_rati
 from arbitrage_cli.evaluation.comparison import Comparison, PolicyComparison
 from arbitrage_cli.evaluation.figures import PolicyFigures, shown_figures
 from arbitrage_cli.evaluation.metrics import RunFigures
+from arbitrage_cli.evaluation.verdict import MIN_PROBLEMS
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import ByRole
 
 MAX_NAMES = 12  # problem IDs in a line
-MIN_PROBLEMS = 5  # for which intervals are shown
 
 T = TypeVar("T")
 

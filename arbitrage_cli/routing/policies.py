@@ -84,6 +84,10 @@ class Policy:
     shares_token_ids: bool = False
     is_greedy_only: bool = False
 
+    def needs_prm(self, rewards: str | None) -> bool:
+        """Whether a process reward model rates the steps, if the source `rewards` was chosen: "prm", "rollout" or None."""
+        return self.reward == "prm" or (self.reward == "any" and rewards != "rollout")
+
     @property
     def uses_both(self) -> bool:
         """Whether the draft and the target work together."""

@@ -196,10 +196,8 @@ class Setup(Record):
 
     def _needed(self, route: Route) -> set[ModelRole]:
         """Return the models that a route needs. Without a checker, the draft takes its place."""
-        policy = route.policy
-        rewards = {None: None, "prm": "prm", "any": self.settings.reward}
-        needed: set[ModelRole] = {role for role in policy.models if role != "check"}
-        return needed | {"prm"} if rewards[policy.reward] == "prm" else needed
+        needed: set[ModelRole] = {role for role in route.policy.models if role != "check"}
+        return needed | {"prm"} if route.policy.needs_prm(self.settings.reward) else needed
 
     @property
     def route(self) -> Route:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from cli import ESCAPE, MODELS, assert_refused, flat, run
-from faults import essence, rows_of, write_problems, write_rows
-from made_up_runs import Column, figures, make_run, unpacked, write_run_folder
+from faults import essence, rows_of, write_problems
+from made_up_runs import Column, figures, make_run, write_run_folder
 
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.evaluation.figures import shown_figures
@@ -21,7 +21,8 @@ MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)]
 
 def traces(page: Path) -> list[dict[str, Any]]:
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
-    return [attempt for _, block in json.loads(data)["blocks"] for attempt in unpacked(block)]
+    found: list[dict[str, Any]] = json.loads(data)["traces"]
+    return found
 
 
 @pytest.fixture
@@ -47,31 +48,6 @@ def test_columns_of_the_table_are_defined_on_request(folder: Path) -> None:
         assert f"{heading} {shown_figures()[name].definition}" in definitions
     for arguments in (["-o", "page.html"], ["--json"]):
         assert_refused(run("report", folder, "--explain", *arguments), 2, "--explain ")
-
-
-def test_thoughts_are_left_out_of_a_page_on_request(folder: Path, tmp_path: Path) -> None:
-    """Their tokens and scores are still shown."""
-    rows = rows_of(folder)
-    for row in rows:
-        kept = {"position": 0, "text": "a secret thought", "target_text": "a secret thought", "score": 0.25}
-        row["steps"][0] |= {"phase": "think", "text": "a secret thought", "differences": [kept]}
-        if row["steps"][0]["discarded"]:
-            row["steps"][0]["discarded"] |= {"phase": "think", "text": "a secret thought"}
-    write_rows(folder / "results.jsonl", rows)
-    assert run("report", folder, "-o", tmp_path / "whole.html").code == 0
-    assert run("report", folder, "-o", tmp_path / "page.html", "--hide-thoughts").code == 0
-    whole, page = (traces(tmp_path / name) for name in ("whole.html", "page.html"))
-    assert json.dumps(whole).count("a secret thought") >= 3 * len(rows)
-    assert "secret" not in json.dumps(page)
-    for shown, hidden in zip(whole, page, strict=True):
-        for step in shown["steps"]:
-            for one in filter(None, (step, step["discarded"])):
-                if one["phase"] == "think":
-                    one["text"] = ""
-                for kept in one.get("differences", ()):
-                    del kept["text"], kept["target_text"]
-        assert hidden == shown
-    assert_refused(run("report", folder, "--hide-thoughts"), 2, "--hide-thoughts ")
 
 
 PRICES = "draft=0.02/0.10,target=0.60/2.40"
@@ -213,7 +189,7 @@ def test_runs_are_listed(here: Path) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [["-o", "page.html"], ["--open"], ["--explain"], ["--hide-thoughts"], ["--regrade"], ["--price", "target=1/1"]],
+    [["-o", "page.html"], ["--open"], ["--explain"], ["--regrade"], ["--price", "target=1/1"]],
     ids=" ".join,
 )
 def test_an_option_that_needs_a_run_is_refused_without_one(here: Path, option: list[str]) -> None:

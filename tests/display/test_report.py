@@ -6,18 +6,19 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from made_up_runs import COLUMNS, MadeUp, as_run, describe, failed, make_run, parsed, unpacked, unscored
+from made_up_runs import COLUMNS, MadeUp, as_run, describe, failed, make_run, parsed, unscored
 from marks import rarely
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.app.asking.locate import card_of_run
-from arbitrage_cli.display.page import TEMPLATES, TracePacker, render
+from arbitrage_cli.display.page import MAX_BYTES, TEMPLATES, Traces, render
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import to_json
@@ -69,9 +70,8 @@ class Page(HTMLParser):
 
     @property
     def run(self) -> dict[str, Any]:
-        packed = json.loads(dict(self.raw)["application/json"])
-        attempts = [attempt for _, block in packed["blocks"] for attempt in unpacked(block)]
-        return {"policies": packed["policies"], **unpacked(packed["index"]), "blocks": attempts}
+        data: dict[str, Any] = json.loads(dict(self.raw)["application/json"])
+        return data
 
     @property
     def text(self) -> str:
@@ -81,11 +81,11 @@ class Page(HTMLParser):
         return [attributes[name] or "" for _, attributes in self.elements if name in attributes]
 
 
-def page_of(made: MadeUp, **options: Any) -> str:
-    packer = TracePacker()
+def page_of(made: MadeUp, max_bytes: int = MAX_BYTES, **options: Any) -> str:
+    traces = Traces(max_bytes)
     run = as_run(json.loads(to_json(made.run)))  # as the file has it: no lone surrogates
-    made_figures = metrics.figures(run, map(Result.of, packer.watch(map(parsed, made.rows))), card_of_run(run), **options)
-    return render(run, made_figures, packer.packed(made_figures.policies))
+    made_figures = metrics.figures(run, map(Result.of, traces.watch(map(parsed, made.rows))), card_of_run(run), **options)
+    return render(run, made_figures, traces)
 
 
 def page(made: MadeUp, **options: Any) -> Page:
@@ -196,7 +196,7 @@ def test_text_of_others_changes_nothing_of_the_page(text: str) -> None:
     assert not OBEYED.search(made.text)
     run = made.run
     assert text not in BREAKOUTS or " ".join(text.split()) in made.text
-    for attempt in run["blocks"]:
+    for attempt in run["traces"]:
         shown = [attempt["problem"], attempt["grade"]["explanation"], *(step["text"] for step in attempt["steps"])]
         assert text not in BREAKOUTS or {*shown, *attempt["gold"]} == {text, "answer"}
 
@@ -216,21 +216,14 @@ def test_data_cannot_end_its_element() -> None:
 
 def test_traces_are_the_rows() -> None:
     run = page(RUN).run
-    for entry, row in zip(run["attempts"], RUN.rows, strict=True):
-        problem, sample, policy, verdict, seconds, _, calls, place = entry
-        shown, route = run["blocks"][place], run["policies"][policy]
-        assert (route["policy"], route["tau"], run["problems"][problem]) == (
-            row["policy"],
-            row["tau"],
-            [row["id"], row["level"]],
+    routes = [(policy["policy"], policy["tau"]) for policy in run["policies"]]
+    for shown, row in zip(run["traces"], RUN.rows, strict=True):
+        assert (shown["policy"], shown["tau"]) in routes
+        assert shown["verdict"] == row["grade"]["value"]
+        assert shown["seconds"] == pytest.approx(row["wall_seconds"], rel=1e-3)
+        assert all(
+            shown[name] == row[name] for name in ("id", "sample", "policy", "tau", "level", "problem", "gold", "grade")
         )
-        assert (sample, verdict, calls) == (
-            0,
-            row["grade"]["value"],
-            sum(step["model"] == "target" for step in row["steps"]),
-        )
-        assert seconds == pytest.approx(row["wall_seconds"], rel=1e-3)
-        assert all(shown[name] == row[name] for name in ("problem", "gold", "grade"))
         assert [step["text"] for step in shown["steps"]] == [step["text"] for step in row["steps"]]
         assert shown["steps"][0]["cost"] == pytest.approx(row["steps"][0]["cost"], abs=1e-4)
 
@@ -350,9 +343,8 @@ def test_kept_differences_are_counted_and_listed() -> None:
         assert (policy["tokens_per_call"] is None) is (mean is None)
     assert {"differences kept", "tokens per call"} <= set(shown.words)
     assert {"def-differences_mean", "def-tokens_per_call"} <= set(shown.attributes("id"))
-    for entry, row in zip(shown.run["attempts"], made.rows, strict=True):
-        steps = shown.run["blocks"][entry[-1]]["steps"]
-        assert [step.get("differences") for step in steps] == [step.get("differences") for step in row["steps"]]
+    for trace, row in zip(shown.run["traces"], made.rows, strict=True):
+        assert [step.get("differences") for step in trace["steps"]] == [step.get("differences") for step in row["steps"]]
 
 
 @pytest.mark.slow
@@ -370,11 +362,46 @@ def test_kept_differences_are_shown_as_texts_beside_their_step(tmp_path: Path) -
     assert places == [3, 3]  # the head of the step, and the titles of both timelines
 
 
-def test_hundred_thousand_traces_have_room_in_a_page() -> None:
-    """A trace takes less than 200 bytes, so a hundred thousand take less than 20 MB."""
-    made = make_run(150)
-    small, large = (len(page_of(MadeUp(made.run, rows))) for rows in (made.rows[:1], made.rows))
-    assert (large - small) / len(made.rows) < 200
+def test_a_large_run_has_its_wrong_answers_and_whole_problems_in_the_page() -> None:
+    made = make_run(60, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
+    wrong = {_key(row) for row in made.rows if row["grade"]["value"] == "incorrect"}
+    whole = page_of(made)
+    size = len(whole) - len(page_of(MadeUp(made.run, [])))
+    shown = page(made, max_bytes=size // 2)
+    found = {_key(trace) for trace in shown.run["traces"]}
+    assert 0 < len(wrong) < len(found) < len(made.rows)
+    assert wrong < found
+    others = found - wrong
+    partly = [
+        problem for problem in {key[0] for key in others}
+        if not {_key(row) for row in made.rows if row["id"] == problem} <= found
+    ]  # fmt: skip
+    assert len(partly) <= 1
+    assert f"{len(found)} of {len(made.rows)} traces" in shown.text
+    assert "traces: " not in page(made).text
+    assert [_key(row) for row in made.rows if _key(row) in found] == [_key(trace) for trace in shown.run["traces"]]
+
+
+def test_of_too_many_wrong_answers_some_are_shown() -> None:
+    made = make_run(20, columns=[("draft", None)])
+    for row in made.rows:
+        row["grade"] = {"value": "incorrect", "answer": "1", "explanation": "it differs"}
+    shown = page(made, max_bytes=1)
+    assert len(shown.run["traces"]) == 1
+    assert "1 of 20 traces: 1 of 20 with a wrong answer" in shown.text
+
+
+def test_of_several_rows_of_an_attempt_the_last_is_shown() -> None:
+    made = make_run(3, columns=[("draft", None)])
+    again = made.rows[0] | {"answer": "another"}
+    assert [trace["answer"] for trace in page(MadeUp(made.run, [*made.rows, again])).run["traces"]] == [
+        "another",
+        *(row["answer"] for row in made.rows[1:]),
+    ]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["id"], row["sample"], row["policy"], row["tau"]
 
 
 @pytest.mark.slow

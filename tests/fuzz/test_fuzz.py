@@ -27,7 +27,7 @@ from made_up_runs import make_run, write_run_folder
 from arbitrage_cli.app.asking.locate import card_of_run
 from arbitrage_cli.app.commands.preview import preview
 from arbitrage_cli.app.deciding.plan import plan_without_models
-from arbitrage_cli.display.page import TracePacker, render
+from arbitrage_cli.display.page import Traces, render
 from arbitrage_cli.errors import DamagedRunError, DefectError, HubError, ModelError, RouterError, TemplateError, UsageError
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.inference.chat_template import ChatPrompt
@@ -223,9 +223,9 @@ def show(folder: Path) -> None:
     contents = read_run_folder(folder / "run")
     found = figures(contents.run, contents.results, card_of_run(contents.run))
     json.dumps(found.to_json(), allow_nan=False)
-    packer = TracePacker(hides_thoughts=False)
-    list(packer.watch(contents.rows))
-    render(contents.run, found, packer.packed(found.policies))
+    traces = Traces()
+    list(traces.watch(contents.rows))
+    render(contents.run, found, traces)
     list_runs(folder)
 
 

@@ -4,10 +4,7 @@ Every problem has a difficulty. The target solves more of them than the draft an
 decides by a number that is higher before the draft makes a mistake.
 """
 
-import base64
-import json
 import random
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
@@ -259,11 +256,6 @@ def write_run_folder(folder: Any, made: MadeUp) -> None:
         writer.save_run(as_run(made.run))
         for row in made.rows:
             writer.append(parsed(row))
-
-
-def unpacked(text: str) -> Any:
-    """The JSON of an index or a block of traces, as a report packs it for its script."""
-    return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
 durations = st.just(0.0) | st.floats(1e-9, 50)  # a clock counts nanoseconds

@@ -202,8 +202,7 @@ class OpenModels:
 
     def _rater(self, policy: Policy | None) -> Rater | None:
         """Return the rater, if this policy needs a process reward model."""
-        rewards = {"prm": "prm", "any": self._decided.settings.reward}
-        return self._prm_rater if policy and policy.reward and rewards[policy.reward] == "prm" else None
+        return self._prm_rater if policy and policy.needs_prm(self._decided.settings.reward) else None
 
     @cached_property
     def _prm_rater(self) -> Rater | None:

@@ -4,7 +4,6 @@
   const PAGE = 40; // traces added at a time
   const LONG = 20000; // characters of a text shown at a time
   const SHORT = 100; // characters of a right answer in the list
-  const KEPT = 16; // unpacked blocks in the cache
   const MAX_DECIMALS = 20;
   const NAMES = { correct: "correct", incorrect: "incorrect", unscored: "unscored", error: "failed" };
   const SVG = "http://www.w3.org/2000/svg";
@@ -21,10 +20,8 @@
   const shown = document.getElementById("shown");
   const run = parsed(document.getElementById("data").textContent);
   const traces = [];
-  const blocks = new Map();
   let found = [];
   let count = 0;
-  let turn = 0; // number of the latest search, which ends earlier ones
   let only = null; // the only problem shown, if any
 
   function element(name, className, ...children) {
@@ -66,21 +63,20 @@
     return JSON.parse(json, (_, value) => (typeof value === "string" ? value.replace(unsafe, "") : value));
   }
 
-  async function unpack(text) {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    return parsed(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).text());
-  }
-
-  async function load() {
+  function load() {
     const spans = new Map(); // seconds of the longest attempt at each problem
     const alone = new Map(); // the target's attempts
     const verdicts = new Map(); // of all policies, by problem and sample
-    const { problems, attempts } = await unpack(run.index);
-    for (const [problem, sample, policy, verdict, seconds, written, calls, place] of attempts) {
-      const [id, level] = problems[problem];
-      spans.set(id, Math.max(spans.get(id) ?? 0, seconds ?? 0, written ?? 0));
-      const key = `${problem}/${sample}`;
-      const trace = { place, key, id, level, sample, rank: policy, policy: run.policies[policy], verdict, seconds, calls, order: problem };
+    const orders = new Map(); // of the problems
+    const ranks = new Map(run.policies.map((policy, rank) => [`${policy.policy} ${policy.tau}`, rank]));
+    for (const details of run.traces) {
+      const { id, level, sample, verdict, seconds } = details;
+      if (!orders.has(id)) orders.set(id, orders.size);
+      spans.set(id, Math.max(spans.get(id) ?? 0, seconds ?? 0, spentOn(details)));
+      const key = `${orders.get(id)}/${sample}`;
+      const rank = ranks.get(`${details.policy} ${details.tau}`);
+      const calls = details.steps.filter((step) => step.model === "target").length;
+      const trace = { details, key, id, level, sample, rank, policy: run.policies[rank], verdict, seconds, calls, order: orders.get(id) };
       if (trace.policy.policy === "target") alone.set(key, trace);
       verdicts.set(key, (verdicts.get(key) ?? new Set()).add(verdict));
       traces.push(trace);
@@ -92,16 +88,7 @@
     }
   }
 
-  async function detailsOf(trace) { // loads the attempt with its question, right answer and steps
-    const index = run.blocks.findLastIndex(([first]) => first <= trace.place);
-    const [first, text] = run.blocks[index];
-    if (!blocks.has(text)) {
-      if (blocks.size >= KEPT) blocks.delete(blocks.keys().next().value);
-      blocks.set(text, unpack(text));
-    }
-    return (await blocks.get(text))[trace.place - first];
-  }
-
+  function spentOn(details) { return parts(written(details)).reduce((sum, part) => sum + part.seconds, 0); }
   function speedup(trace) { return trace.seconds && trace.target?.seconds ? trace.target.seconds / trace.seconds : null; }
 
   function answerOf({ answer, grade }) { return grade?.answer ?? answer; }
@@ -185,7 +172,7 @@
     }
     const place = document.getElementById("front");
     for (const key of place.querySelectorAll("[data-line]")) key.hidden = !lines.some(([name]) => name.split(" ")[0] === key.dataset.line);
-    const xTicks = roundTicks(Math.min(...marks.flatMap((mark) => mark.x)), Math.max(...marks.flatMap((mark) => mark.x)), 6);
+    const xTicks = roundTicks(0, Math.max(...marks.flatMap((mark) => mark.x)), 6);
     const yTicks = roundTicks(Math.min(...marks.flatMap((mark) => mark.y)), Math.max(...marks.flatMap((mark) => mark.y)), 6);
     const xTitle = isRelative ? "time relative to the target alone" : "mean seconds per problem";
     marks.sort((a, b) => (a.policy === "target") - (b.policy === "target")); // its ring surrounds marks at the same place
@@ -229,10 +216,8 @@
     return right.verdict === "correct" && wrong.verdict !== "correct";
   }
 
-  async function holds(trace, words) {
-    if (trace.id.toLowerCase().includes(words)) return true;
-    const details = await detailsOf(trace);
-    const texts = [details.problem, answerOf(details), ...details.steps.map((step) => step.text)];
+  function holds({ id, details }, words) {
+    const texts = [id, details.problem, answerOf(details), ...details.steps.map((step) => step.text)];
     return texts.some((text) => isKnown(text) && text.toLowerCase().includes(words));
   }
 
@@ -244,31 +229,17 @@
     calls: (a, b) => b.calls - a.calls,
   };
 
-  async function search() {
-    const own = ++turn;
+  function search() {
     const words = form.elements.find.value.trim().toLowerCase();
-    let wanted = traces.filter(isWanted);
-    if (words) {
-      const kept = [];
-      for (const trace of wanted) {
-        if (await holds(trace, words)) kept.push(trace);
-        if (own !== turn) return;
-      }
-      wanted = kept;
-    }
-    found = wanted.sort(ORDERS[form.elements.order.value]);
+    found = traces.filter((trace) => isWanted(trace) && (!words || holds(trace, words))).sort(ORDERS[form.elements.order.value]);
     list.replaceChildren();
     count = 0;
-    await addPage();
+    addPage();
   }
 
-  async function addPage() {
-    const own = turn;
+  function addPage() {
     const next = found.slice(count, count + PAGE);
-    const details = [];
-    for (const trace of next) details.push(await detailsOf(trace));
-    if (own !== turn) return;
-    list.append(...next.map((trace, index) => row(trace, details[index])));
+    list.append(...next.map(row));
     count += next.length;
     const some = found.length === count ? "" : `${count} of `;
     shown.textContent = `${some}${amount(found.length, "trace")}${only === null ? "" : ` of problem ${only}: change a filter to show the others`}`;
@@ -277,7 +248,8 @@
 
   // --- one trace
 
-  function row(trace, details) {
+  function row(trace) {
+    const { details } = trace;
     const samples = trace.sample ? ` #${trace.sample + 1}` : "";
     const factor = speedup(trace);
     const answer = (answerOf(details) ?? "no answer").slice(0, LONG);
@@ -292,7 +264,7 @@
     );
     const made = element("details", "trace", summary);
     made.trace = trace;
-    made.fill = () => { if (made.children.length === 1) made.append(body(trace, details)); };
+    made.fill = () => { if (made.children.length === 1) made.append(body(trace)); };
     made.addEventListener("toggle", () => { if (made.open) made.fill(); });
     return made;
   }
@@ -300,7 +272,7 @@
   function showProblem(id) {
     form.reset();
     only = id;
-    return search();
+    search();
   }
 
   function linkTo(trace, step) { // #problem/policy/step, or #problem/policy/sample3/step
@@ -317,7 +289,7 @@
     return [];
   }
 
-  async function follow() {
+  function follow() {
     let link;
     try {
       link = decodeURIComponent(location.hash.slice(1));
@@ -326,9 +298,9 @@
     }
     const [trace, step] = linked(link);
     if (!trace) return;
-    await showProblem(trace.id);
+    showProblem(trace.id);
     const rowOf = () => [...list.children].find((one) => one.trace === trace);
-    while (!rowOf() && !more.hidden) await addPage();
+    while (!rowOf() && !more.hidden) addPage();
     const made = rowOf();
     if (!made) return;
     made.fill();
@@ -338,9 +310,9 @@
     place.scrollIntoView();
   }
 
-  async function move(by) { // selects the next or previous trace, and opens it if the current one is open
+  function move(by) { // selects the next or previous trace, and opens it if the current one is open
     const now = [...list.children].indexOf(document.activeElement?.closest(".trace"));
-    if (now + by >= list.children.length && !more.hidden) await addPage();
+    if (now + by >= list.children.length && !more.hidden) addPage();
     const next = list.children[now + by];
     if (!next) return;
     if (list.children[now]?.open) {
@@ -390,9 +362,9 @@
     return element("div", "timeline", lanes(steps, span, "lanes"), ticks);
   }
 
-  function body(trace, details) {
-    const seconds = parts(written(details)).reduce((sum, part) => sum + part.seconds, 0);
-    const span = Math.max(seconds, trace.seconds ?? 0);
+  function body(trace) {
+    const { details } = trace;
+    const span = Math.max(spentOn(details), trace.seconds ?? 0);
     const others = element("button", "", "Show this problem for all policies");
     others.type = "button";
     others.addEventListener("click", () => {
@@ -405,7 +377,7 @@
       details.check ? comparison(details.check) : null,
       trace.policy.score_is ? element("p", "hint", `Score compared with tau: ${trace.policy.score_is}.`) : null,
       element("ol", "steps", ...details.steps.map((step, index) => stepRow(trace, step, index))),
-      result(trace, details),
+      result(trace),
       others,
     );
   }
@@ -521,7 +493,8 @@
     return `${value.toFixed(digits)} ${sign} tau ${bound.toFixed(digits)}`;
   }
 
-  function result(trace, details) {
+  function result(trace) {
+    const { details } = trace;
     const made = element("dl", "result");
     const add = (name, value) => { if (isKnown(value)) made.append(element("dt", "", name), element("dd", "", value)); };
     const named = ({ verdict }) => NAMES[verdict] ?? verdict;
@@ -566,5 +539,8 @@
     if (!isTyping && (event.key === "j" || event.key === "k")) move(event.key === "j" ? 1 : -1);
   });
   window.addEventListener("hashchange", follow);
-  load().then(fillFilters).then(search).then(follow);
+  load();
+  fillFilters();
+  search();
+  follow();
 })();
