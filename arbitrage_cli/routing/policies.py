@@ -85,8 +85,8 @@ class Policy:
     is_greedy_only: bool = False
 
     def needs_prm(self, rewards: str | None) -> bool:
-        """Whether a process reward model rates the steps, if the source `rewards` was chosen: "prm", "rollout" or None."""
-        return self.reward == "prm" or (self.reward == "any" and rewards != "rollout")
+        """Whether a process reward model rates the steps, if `rewards` is the chosen source: "prm", "rollout" or None."""
+        return self.reward == "prm" or (self.reward == "any" and rewards == "prm")
 
     @property
     def uses_both(self) -> bool:

@@ -16,14 +16,16 @@ from arbitrage_cli.types import WRITING, ModelRole
 
 def needed_roles(policies: Iterable[Policy], reward: str | None) -> set[ModelRole]:
     """Return the roles of the models that the policies use. A checker is optional."""
-    return {role for policy in policies for role in (*policy.models, *(("prm",) if policy.needs_prm(reward) else ()))}
+    return {
+        role for policy in policies for role in (*policy.models, *(("prm",) if policy.needs_prm(reward or "prm") else ()))
+    }
 
 
 def needed_models(policies: Iterable[Policy], sources: Sources, reward: str | None) -> dict[ModelRole, str]:
     """Return the models that the policies need. Raises UsageError if such a model was not named."""
     needed: dict[ModelRole, str] = {}
     for policy in policies:
-        for role in (*policy.models, *(("prm",) if policy.needs_prm(reward) else ())):
+        for role in (*policy.models, *(("prm",) if policy.needs_prm(reward or "prm") else ())):
             if role in sources:
                 needed[role] = sources[role]
             elif role != "check":  # without a checker, the draft checks itself
@@ -54,7 +56,7 @@ def refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: T
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),
         "early_stop": any(policy.can_stop_early for policy in policies),
-        "prm": any(policy.needs_prm(reward) for policy in policies),
+        "prm": any(policy.needs_prm(reward or "prm") for policy in policies),
         "check": any("check" in policy.models for policy in policies),
         "reward": any(policy.reward == "any" for policy in policies),
     }
