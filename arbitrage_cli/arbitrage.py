@@ -45,8 +45,7 @@ class WriteStep:
 
     `model` verifies the tokens of `proposal` in batches. With a proposal, or if `speculates` is true, the draft may also
     propose tokens while the target writes. Proposed tokens do not change the text. If `until_end` is true, `model` also writes
-    all later steps, so a server may write them in one response. If `sample` is not 0, `model` is not greedy. If `relaxed_tau`
-    is given, a token that the draft chooses is kept if its score is at most this tau.
+    all later steps, so a server may write them in one response. If `sample` is not 0, `model` is not greedy.
     """
 
     model: ModelRole
@@ -56,7 +55,6 @@ class WriteStep:
     speculates: bool = False
     until_end: bool = False
     sample: int = 0
-    relaxed_tau: float | None = None
 
 
 @frozen
@@ -145,17 +143,6 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
             trace.add(Decision(kept=step, draft=step))
         else:
             trace.add(Decision(kept=step, target=step))
-
-
-def relaxed(trace: Trace, tau: float) -> Flow:
-    """Let the target write every step, and keep the draft's tokens that it finds nearly as likely as its own.
-
-    The score of a drafted token is the log-probability of the target's choice minus that of the drafted token, according to
-    the target (typical acceptance, arXiv 2401.10774). If tau is 0, the text is the target's own.
-    """
-    while not trace.finished:
-        step: Step = yield WriteStep("target", trace, speculates=True, relaxed_tau=tau)
-        trace.add(Decision(kept=step, target=step))
 
 
 def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Scorer:

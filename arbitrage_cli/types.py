@@ -203,26 +203,12 @@ class Cost:
         return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds > 0 else None
 
 
-@frozen
-class Difference:
-    """A drafted token that the target would not have chosen, and that relaxed acceptance kept.
-
-    `position` is the index of the token in the step. `text` is that of the drafted token, and `target_text` that of the
-    target's choice. `score` is the difference of their log-probabilities according to the target, in nats.
-    """
-
-    position: int
-    text: str
-    target_text: str
-    score: float
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """A step as written by one model.
 
     `text` excludes thinking markers; `num_tokens` includes the end-of-sequence token. `speculation_cost` is the draft's cost
-    of proposing tokens for this target step. `differences` contains the drafted tokens that relaxed acceptance kept.
+    of proposing tokens for this target step.
     """
 
     model: ModelRole
@@ -233,7 +219,6 @@ class Step:
     token_stats: TokenStats | None = field(default=None, repr=False)
     speculation_cost: Cost = field(default=Cost(), repr=False)
     phase: Phase = "answer"
-    differences: Sequence[Difference] = ()
 
     @property
     def ends_thoughts(self) -> bool:

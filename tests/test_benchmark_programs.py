@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli import run
 from made_up_tuning import FAST_READER, pretend
 
 TESTS = Path(__file__).parent
@@ -36,27 +35,6 @@ def test_bounds_of_the_guide() -> None:
 def test_router_scores() -> None:
     *_, row = output_of("router_scores.py", "--lengths", "200")
     assert row.startswith("| 200 | ")
-
-
-def test_rounding_of_relaxed_acceptance(tmp_path: Path) -> None:
-    """In these two problems, the built-in draft differs once, and batches change nothing."""
-    path = tmp_path / "problems.jsonl"
-    path.write_text('{"question": "Evaluate 67*33-201."}\n{"question": "Evaluate 52*48-7."}\n')
-    _, _, *rows = output_of("relaxed_rounding.py", "builtin:draft", "builtin:target", str(path), "--tau", "4")
-    assert len(rows) == 4
-    assert all("| 0 of 2 | 1 | 1 | 0 | 0 | 0 |" in row for row in rows)
-
-
-def test_losses_and_savings_of_relaxed_acceptance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At tau 0, the text is the target's."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    pretend(tmp_path / "arbitrage" / "tuned.json", FAST_READER)
-    policies = ("--policy", "target,speculative,relaxed@0", "--max-tokens", "40")
-    assert run("bench", "--dataset", "builtin", "--limit", "2", *policies, "-o", "run", cwd=tmp_path).code == 0
-    heading, _, _, *rows = output_of("relaxed_table.py", str(tmp_path / "run"))
-    assert heading.startswith("2 problems")
-    found = {row.split(" | ")[0]: row.split(" | ")[3:6] for row in rows}
-    assert [cells for name, cells in found.items() if name != "| speculative"] == [["0, 0", "2", "0.0"]] * 2
 
 
 def test_gain_of_shared_draft_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import test_laws as laws
-import test_relaxed as relaxing
 import test_rewards as rewards
 from hash_language import HashBackend, Rollback, Rounding, Wavering
 
@@ -24,7 +23,6 @@ from arbitrage_cli.inference import kv_cache
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.decoding import Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import CachedProblem, CachedSequence, KvCache
-from arbitrage_cli.inference.relaxed import Relaxation
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing import flows
@@ -168,28 +166,6 @@ def keeps_rejected_proposals(_: object) -> Callable[..., list[str]]:
     return draw
 
 
-# --- faults of relaxed acceptance
-
-
-def keeps_larger_differences(right: Callable[..., int]) -> Callable[..., int]:
-    def choose(relaxation: Relaxation, *position: Any) -> int:
-        relaxation.tau += 1.0
-        try:
-            return right(relaxation, *position)
-        finally:
-            relaxation.tau -= 1.0
-
-    return choose
-
-
-def leaves_the_end_of_a_batch_to_the_target(right: Callable[..., int]) -> Callable[..., int]:
-    def choose(relaxation: Relaxation, logits: Floats, own: int, *rest: Any) -> int:
-        chosen = right(relaxation, logits, own, *rest)
-        return chosen if relaxation.drafted else own
-
-    return choose
-
-
 def case(name: str, law: Law, mutation: Mutation, *example: Any) -> Any:
     return pytest.param(law, mutation, example, id=name)
 
@@ -295,18 +271,6 @@ FAULTS = [
         laws.test_early_stop_is_invisible_if_the_number_never_falls,
         TOO_EARLY,
         *(laws.PROBLEMS, ("entropy", 1.5), Sampler(), 1),
-    ),
-    case(
-        "8: a difference above tau is kept",
-        relaxing.test_relaxed_is_the_reference,
-        replaced(Relaxation, "choose", keeps_larger_differences),
-        *(1.0, 1),
-    ),
-    case(
-        "8: the last token of a batch is not compared",
-        relaxing.test_relaxed_is_the_reference,
-        replaced(Relaxation, "choose", leaves_the_end_of_a_batch_to_the_target),
-        *(1.0, 1),
     ),
 ]
 

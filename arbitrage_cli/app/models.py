@@ -3,7 +3,6 @@
 import contextlib
 import time
 from dataclasses import field
-from functools import cached_property
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import ALL_LAYERS, Backend, Clock
@@ -49,15 +48,6 @@ class LocalModel:
         self._backend, self.display_name = backend, display_name
         self._cache: KvCache | None = None
         self.card, self.chat_template = backend.card, backend.chat_template
-
-    @property
-    def removes_tokens(self) -> bool:
-        """Whether the latest tokens can be removed from the model's memory, one by one."""
-        return self._backend.states is None
-
-    @cached_property
-    def vocabulary(self) -> tuple[bytes, ...]:
-        return tuple(map(self._backend.tokenizer.piece, range(self.card.vocabulary_size)))
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
         if self._cache is None:

@@ -43,8 +43,7 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
             ),
             "tau": Option(
                 "Escalate steps that score above this threshold (inf: none). With a router: also careful (default), balanced, "
-                "fast, or the share of steps to escalate, such as 30%. With policy relaxed: replace drafted tokens that score "
-                "above it. For other defaults, see 'arbitrage guide routing'.",
+                "fast, or the share of steps to escalate, such as 30%. For other defaults, see 'arbitrage guide routing'.",
                 "TAU",
             ),
             "early_stop": Option(

@@ -52,10 +52,7 @@ class ResultOptions:
         names=("--format",),
     ),
     json_lines=Option("Same as --format json.", names=("--json",)),
-    explain=Option(
-        "Explain each router decision with its main features, or list the draft tokens that policy relaxed kept.",
-        is_setting=False,
-    ),
+    explain=Option("Explain each router decision with its main features.", is_setting=False),
 )
 def solve(
     problem: Annotated[

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.inference.speculation import relaxed_pace, speculative_pace
+from arbitrage_cli.inference.speculation import speculative_pace
 from arbitrage_cli.inference.unit_costs import ROWS, TOKEN_SECONDS, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Z
 from arbitrage_cli.types import ROLES, Bill, ByRole, Cost, Finished, ModelRole, frozen
@@ -70,10 +70,6 @@ class PairCosts:
         after it kept the earlier tokens of the batch.
         """
         return speculative_pace(self.target, self.draft, match_rate) if self.concurrency == 1 else self.target.decode
-
-    def relax(self, match_rate: float = MATCH_RATE) -> float:
-        """Return the mean seconds per token with relaxed acceptance, of one problem at a time."""
-        return relaxed_pace(self.target, self.draft, match_rate)
 
     def alone(self, prompt_tokens: float, tokens: float) -> float:
         """Return the seconds of the target alone for a problem with these numbers of tokens."""

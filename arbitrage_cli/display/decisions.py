@@ -44,9 +44,6 @@ def decision_lines(trace: Trace, index: int, run: RunInfo, prefix: str = "") -> 
         yield from _changes(discarded.text, kept.text)
     if run.explain and (attribution := run.explain(trace, index)):
         yield Line.of((log_odds(attribution), "dim"), margin=MARGIN)
-    if run.explain and kept.differences:
-        differences = "; ".join(map(wording.difference, kept.differences))
-        yield Line.block(f"kept {differences}", "dim", margin=MARGIN)
 
 
 def log_odds(attribution: Attribution) -> str:

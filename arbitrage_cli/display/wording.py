@@ -1,6 +1,5 @@
 """Phrases about problems, steps, runs and requests, which all displays share."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from arbitrage_cli.types import (
     Cost,
     Decided,
     Decision,
-    Difference,
     Event,
     Fields,
     Finished,
@@ -113,8 +111,7 @@ def _rule(run: RunInfo) -> list[str]:
         return []
     router = f", router {run.settings['router']}" if run.settings.get("router") else ""
     tau = formatting.tau(route.tau) + (f" ({route.tau_name})" if route.tau_name else "")
-    rewrites = "rewrites steps" if policy.routes_steps else "replaces drafted tokens"
-    return [f"policy {policy.name}{router}: the target {rewrites} with a score above {tau}", f"score  {policy.score_is}"]
+    return [f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}", f"score  {policy.score_is}"]
 
 
 def request(ended: RequestEnded) -> str:
@@ -186,16 +183,9 @@ def is_same(decision: Decision) -> bool:
 
 
 def size(step: Step) -> str:
-    """Return a step's token count, its seconds, the limit that stopped it, and the number of kept differences."""
+    """Return a step's token count, its seconds and the limit that stopped it."""
     ends = {"early": ", stopped early", "loop": ", repeats itself", "think_budget": ", thinking limit reached"}
-    kept = f", {formatting.count(len(step.differences), 'difference')} kept" if step.differences else ""
-    return f"{formatting.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "") + kept
-
-
-def difference(kept: Difference) -> str:
-    """Return a kept difference, such as `"so" instead of "then" (0.31 nats)`."""
-    texts = (json.dumps(safe(text), ensure_ascii=False) for text in (kept.text, kept.target_text))
-    return "{} instead of {}".format(*texts) + f" ({formatting.number(kept.score)} nats)"
+    return f"{formatting.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "")
 
 
 def thinking(trace: Trace) -> str:

@@ -175,24 +175,6 @@ class PolicyFigures:
             "Tokens in drafted steps that were discarded, excluding tokens drafted for speculation.",
         ),
     ] = 0
-    differences_mean: Annotated[
-        Ratio | None,
-        Shown(
-            "differences kept",
-            "number",
-            STEPS,
-            "Drafted tokens that are not the target's choice and were kept, per finished attempt.",
-        ),
-    ] = None
-    tokens_per_call: Annotated[
-        Ratio | None,
-        Shown(
-            "tokens per call",
-            "number",
-            STEPS,
-            "Tokens written by the target divided by its batches. A batch decodes one token or verifies draft tokens.",
-        ),
-    ] = None
     thinking_tokens_mean: Annotated[
         Ratio | None, Shown("thinking", "number", STEPS, "Thinking tokens in kept steps per finished attempt.")
     ] = None

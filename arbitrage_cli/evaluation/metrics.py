@@ -21,7 +21,7 @@ from arbitrage_cli.routing.router import RouterCard
 from arbitrage_cli.runs.records import LIMITS
 from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired, results_by_policy, sums_by_problem
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import Cost, Json, frozen
+from arbitrage_cli.types import Json, frozen
 
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
@@ -229,17 +229,10 @@ def _with_steps(figures: PolicyFigures, policy: PolicyResults) -> PolicyFigures:
         stopped_early_rate=Ratio(total.stopped_steps, total.drafted_steps),
         called_rate=Ratio(called, len(done)) if policy.policy.compares_answers else None,
         wasted_draft_tokens=total.wasted_tokens,
-        differences_mean=Ratio(total.kept_differences, len(done)) if policy.policy.shares_token_ids else None,
-        tokens_per_call=_tokens_per_call(total.target_cost) if policy.policy.speculates else None,
         thinking_tokens_mean=_rate(total.thinking_tokens, len(done)),
         draft_tokens_per_second=_rate(total.draft_cost.decode_tokens, total.draft_cost.decode_seconds),
         target_tokens_per_second=_rate(total.target_cost.decode_tokens, total.target_cost.decode_seconds),
     )
-
-
-def _tokens_per_call(cost: Cost) -> Ratio | None:
-    """Return how many tokens the target writes per batch."""
-    return _rate(cost.decode_tokens + cost.verify_kept, cost.decode_tokens + cost.verify_batches)
 
 
 def _rate(tokens: int, per: float) -> Ratio | None:

@@ -6,7 +6,6 @@ the same logits in a batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 from arbitrage_cli.arbitrage import EarlyStop
@@ -15,7 +14,6 @@ from arbitrage_cli.inference.acceptance import Acceptance
 from arbitrage_cli.inference.backend import Clock, Floats
 from arbitrage_cli.inference.kv_cache import CachedProblem, KvCache
 from arbitrage_cli.inference.proposals import History, Place, Proposal
-from arbitrage_cli.inference.relaxed import Relaxation
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import MAX_CHARACTER_BYTES, StepText, step_end, text_end
@@ -76,7 +74,6 @@ class StepInProgress:
     is_last_thought: bool = False  # the thinking budget ends with `max_tokens`
     early_stop: EarlyStop | None = None
     speculator: Speculator | None = None
-    relaxation: Relaxation | None = None
     until_end: bool = False  # the model writes the next step too, so batches may continue into it
     tokens: list[int] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
@@ -192,8 +189,6 @@ class Decoder:
     def _draw(self, step: StepInProgress, logits: Floats) -> str:
         """Draw the next token from `logits` (n_vocab,) and return its text. Sets `step.stop` if the step ends."""
         token = self._choose(step.opened.cached, step.opened.sampler, logits)
-        if step.relaxation:
-            token = step.relaxation.choose(logits, token, len(step.tokens), partial(self._ends_phase, step))
         if step.opened.proposal:
             step.opened.acceptance.follow(step.opened.proposal, token)
         step.tokens.append(token)
@@ -209,14 +204,6 @@ class Decoder:
         step.stop = self._reason_to_stop(step)
         return text
 
-    def _ends_phase(self, step: StepInProgress, token: int) -> bool:
-        """Return whether this token would end the solution or its thinking."""
-        if self._cache.ends(step.phase, token) or (step.relaxation and step.relaxation.drafter.ends(step.phase, token)):
-            return True
-        text = step.text.copy()
-        text.add(self._tokenizer.piece(token))
-        return text.has_marker
-
     def _choose(self, cached: CachedProblem, sampler: Sampler, logits: Floats) -> int:
         """Choose the token after those in the cache. Raises ComputeError with the model's name if no token can be chosen."""
         try:
@@ -228,7 +215,5 @@ class Decoder:
         beyond = len(step.tokens) - step.max_tokens  # the step may complete a character
         is_spent = beyond >= 0 and (not step.text.is_inside_character or beyond >= MAX_CHARACTER_BYTES - 1)
         is_full = len(step.opened.cached.held) + 1 >= self._cache.context_size  # has room for the next token only
-        if step.relaxation and step.relaxation.most_tokens is not None:
-            is_full = is_full or len(step.tokens) >= step.relaxation.most_tokens
         stop = text_end(step.text, step.tokens, step.phase)
         return step_end(stop, is_spent=is_spent, is_last_thought=step.is_last_thought, is_full=is_full)

@@ -10,7 +10,6 @@ speculative decoding (arXiv 2211.17192) with text instead of tokens.
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ProblemError, ServerError
@@ -19,12 +18,11 @@ from arbitrage_cli.inference.backend import Clock, Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Decoder, OpenProblem, StepInProgress
 from arbitrage_cli.inference.kv_cache import KvCache
 from arbitrage_cli.inference.proposals import History, Proposal, align
-from arbitrage_cli.inference.relaxed import Relaxation
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import MAX_ROWS, Drafted, Drafting, Planner, ShouldContinue, Speculation, Speculator
+from arbitrage_cli.inference.speculation import MAX_ROWS, Drafting, Planner, Speculation, Speculator
 from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS, UnitCosts
-from arbitrage_cli.types import WHOLE, Cost, ModelRole, Phase, Problem, Step, TokenStats, Trace, frozen
+from arbitrage_cli.types import WHOLE, ModelRole, Problem, Step, TokenStats, Trace, frozen
 
 MIN_LOOKUP_SECONDS = 2e-3  # seconds per token; prompt lookup takes up to 1% of it
 
@@ -133,23 +131,12 @@ class Engine:
             phase=phase,
             is_last_thought=is_last_thought,
             early_stop=request.early_stop,
-            speculator=speculator if self.unit_costs and request.relaxed_tau is None else None,
-            relaxation=self._relaxation(request, speculator),
+            speculator=speculator if self.unit_costs else None,
             until_end=request.until_end and opened.cached.sequence.drops_tails,
         )
         return len(unread)
 
-    def _relaxation(self, request: WriteStep, drafter: Speculator | None) -> Relaxation | None:
-        if request.relaxed_tau is None:
-            return None
-        if drafter is None:
-            raise ValueError("relaxed acceptance needs a draft in this process")
-        return Relaxation(drafter, request.relaxed_tau, self._calibration, self.cache.backend.tokenizer)
-
     def _propose(self, opened: OpenProblem, request: WriteStep, unread: list[int]) -> None:
-        if request.relaxed_tau is not None:  # every token is compared with the draft's choice
-            opened.proposal = Proposal()
-            return
         if self._planner.prompt_lookup and self.unit_costs and self.unit_costs.decode >= MIN_LOOKUP_SECONDS:
             if opened.history is None:
                 opened.history = History(opened.cached.prompt)
@@ -196,14 +183,15 @@ class Engine:
         return updates
 
     def _decode(self, slots: list[int]) -> list[SlotUpdate]:
-        for slot in slots:
-            self._ask_drafter(slot, MAX_ROWS // len(slots))
         if len(slots) == 1:
             self._ask_speculator(slots[0])
         began = self._clock()
         steps = [self._steps[slot] for slot in slots]
         counts = self._planner.plan([(step.opened.acceptance, step.place) for step in steps])
-        rows = [step.opened.cached.unread + self._to_verify(step, count) for step, count in zip(steps, counts, strict=True)]
+        rows = [
+            step.opened.cached.unread + self._proposed(step, step.opened.proposal.upcoming(count))
+            for step, count in zip(steps, counts, strict=True)
+        ]
         drawn = self._decoder.decode(steps, rows)
         seconds = self._clock() - began
         num_rows = sum(map(len, rows))
@@ -212,11 +200,6 @@ class Engine:
             step.charge(seconds * len(tokens) / num_rows, len(tokens), len(texts))
             updates += self._updates(slot, texts)
         return updates
-
-    def _to_verify(self, step: StepInProgress, count: int) -> list[int]:
-        if step.relaxation:
-            return step.relaxation.proposed
-        return self._proposed(step, step.opened.proposal.upcoming(count))
 
     def _proposed(self, step: StepInProgress, tokens: list[int]) -> list[int]:
         return tokens if step.until_end else self.cache.before_end(tokens, step.text)
@@ -234,21 +217,9 @@ class Engine:
         cost = step.total_cost
         text = step.text.finish(is_cut=step.stop not in WHOLE)
         num_tokens = len(step.tokens)
-        written = Step(
-            self._role,
-            text,
-            num_tokens,
-            cost,
-            step.stop,
-            token_stats,
-            step.speculation_cost,
-            step.phase,
-            tuple(step.relaxation.differences) if step.relaxation else (),
-        )
+        written = Step(self._role, text, num_tokens, cost, step.stop, token_stats, step.speculation_cost, step.phase)
         if not step.text.lacks_tokens:  # otherwise the text is tokenized again, as by other models
             step.opened.cached.remember(written, step.tokens)
-            if step.relaxation:
-                step.relaxation.drafter.remember(slot, written, step.tokens)
         del self._steps[slot]
         return written
 
@@ -284,7 +255,7 @@ class Engine:
         if slot in self._steps:
             raise ValueError(f"slot {slot} is already writing a step")
         opened = self._slots[slot]
-        room = opened.cached.prepare(trace, self.cache.step_ids(prefix))
+        room = opened.cached.prepare(trace, prefix)
         phase = trace.phase
         tokenizer = self.cache.backend.tokenizer
         tokens: list[tuple[int, float]] = []
@@ -300,14 +271,10 @@ class Engine:
             tokens.append((len(piece), confidence))
             return drafting.should_continue(confidence) and not (text.has_marker if until_end else text.ended)
 
-        cost = self._write_on(opened, min(drafting.max_tokens, room), sampler, should_continue)
-        return Speculation(text.so_far[len(prefix) :], tokens, cost)
-
-    def _write_on(
-        self, opened: OpenProblem, most: int, sampler: Sampler, should_continue: Callable[[Floats, int], bool]
-    ) -> Cost:
         num_rows = self.unit_costs.read(len(opened.cached.unread))[1] if self.unit_costs else 0
-        return self._decoder.write_on(opened.cached, most, num_rows, sampler, should_continue)
+        most = min(drafting.max_tokens, room)
+        cost = self._decoder.write_on(opened.cached, most, num_rows, sampler, should_continue)
+        return Speculation(text.so_far[len(prefix) :], tokens, cost)
 
     def _ask_speculator(self, slot: int) -> None:
         step = self._steps[slot]
@@ -332,53 +299,6 @@ class Engine:
         tokens = self._proposed(step, self.cache.step_ids(found.text))
         lengths = (len(self.cache.backend.tokenizer.piece(token)) for token in tokens)
         opened.proposal.speculate(tokens, align(found.tokens, lengths))
-
-    # --- drafting for relaxed acceptance
-
-    def draft(self, slot: int, trace: Trace, tokens: Sequence[int], most: int, should_continue: ShouldContinue) -> Drafted:
-        """Return this model's choices after the `tokens` of another model's step: at least one, and at most `most`.
-
-        A choice that ends the solution or the thinking is the last. Raises ContextFullError if the context is full.
-        """
-        opened = self._slots[slot]
-        room = opened.cached.prepare(trace, tokens)
-        chosen: list[int] = []
-        confidences: list[float] = []
-
-        def add(logits: Floats, token: int) -> bool:
-            stats = self._meter.measure(logits, token, is_top=True)
-            chosen.append(token)
-            confidences.append(math.exp(stats.log_probability))
-            return not self.ends(trace.phase, token) and should_continue(token, confidences[-1])
-
-        cost = self._write_on(opened, min(most, room), opened.sampler, add)
-        return Drafted(chosen, confidences, room, cost)
-
-    def ends(self, phase: Phase, token: int) -> bool:
-        return self.cache.ends(phase, token) is not None
-
-    def remember(self, slot: int, step: Step, tokens: list[int]) -> None:
-        """Store the token ids of a step that a model with the same vocabulary wrote."""
-        self._slots[slot].cached.remember(step, tokens)
-
-    def _ask_drafter(self, slot: int, most: int) -> None:
-        """Let the draft choose the next tokens of a step with relaxed acceptance. They end where the step would end."""
-        step = self._steps[slot]
-        relaxation = step.relaxation
-        if relaxation is None:
-            return
-        text = step.text.copy()
-        most = min(most, 1 + max(0, step.room))
-        drafting = self._planner.plan_relaxed(relaxation.drafter.unit_costs, most, relaxation.calibration)
-
-        def should_continue(token: int, confidence: float) -> bool:
-            text.add(self.cache.backend.tokenizer.piece(token))
-            return drafting.should_continue(confidence) and not text.ended
-
-        found = relaxation.drafter.draft(slot, step.trace, step.tokens, drafting.max_tokens, should_continue)
-        step.speculation_cost += found.cost
-        relaxation.drafted = list(zip(found.tokens, found.confidences, strict=True))
-        relaxation.most_tokens = len(step.tokens) + found.room
 
     # --- measuring
 

@@ -217,13 +217,13 @@ class CachedProblem:
         """The ids that must be computed before the next token is drawn."""
         return self.required[len(self.held) :]
 
-    def prepare(self, trace: Trace, prefix: Sequence[int] = ()) -> int:
+    def prepare(self, trace: Trace, prefix: str = "") -> int:
         """Drop the cached ids that differ from the ids of the trace followed by the next step's `prefix`.
 
         Returns the number of tokens that fit after these ids. Raises ContextFullError if the context is full.
         """
         size = self.cache.context_size
-        required = [*self._ids_of(trace), *prefix]
+        required = self._ids_of(trace) + self.cache.step_ids(prefix)
         if len(required) >= size:
             name = self.cache.backend.card.name
             raise ContextFullError(

@@ -6,15 +6,14 @@ not on a clock, so runs are reproducible. Inaccurate costs waste time, and chang
 equally likely.
 """
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from arbitrage_cli.inference.acceptance import Acceptance, Calibration
 from arbitrage_cli.inference.proposals import Place
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.types import Cost, Phase, Step, Trace, frozen
+from arbitrage_cli.types import Cost, Trace, frozen
 
 MAX_ROWS = 128  # maximum rows of a batch; small, so that progress is visible
 GAIN = 1.05  # minimum gain in tokens per second; less is lost in overhead that the costs omit
@@ -33,24 +32,8 @@ class Speculation(NamedTuple):
     cost: Cost
 
 
-ShouldContinue = Callable[[int, float], bool]
-"""Returns whether to draft another token after this token, of which the draft had this probability."""
-
-
-class Drafted(NamedTuple):
-    """The draft's choices at the next positions, with their probabilities.
-
-    `room` is the number of tokens that fit into the draft's context after the text so far.
-    """
-
-    tokens: Sequence[int]
-    confidences: Sequence[float]
-    room: int
-    cost: Cost
-
-
 class Speculator(Protocol):
-    """Continues another model's step: as text or, if the models have the same vocabulary, as token ids."""
+    """Continues another model's step."""
 
     @property
     def unit_costs(self) -> UnitCosts | None: ...
@@ -58,14 +41,6 @@ class Speculator(Protocol):
     def speculate(
         self, slot: int, trace: Trace, prefix: str, drafting: "Drafting", sampler: Sampler, *, until_end: bool = False
     ) -> Speculation: ...
-
-    def draft(
-        self, slot: int, trace: Trace, tokens: Sequence[int], most: int, should_continue: ShouldContinue
-    ) -> Drafted: ...
-
-    def ends(self, phase: Phase, token: int) -> bool: ...
-
-    def remember(self, slot: int, step: Step, tokens: list[int]) -> None: ...
 
 
 @frozen
@@ -129,38 +104,16 @@ class Planner:
         calibration.credit -= price
         return Drafting(calibration, [0.0] * (1 + min(most, PROBE)), self.costs.decode)
 
-    def plan_relaxed(self, draft: UnitCosts | None, most: int, calibration: Calibration) -> "Drafting":
-        """Return how many tokens a draft with these costs should choose for relaxed acceptance: from 1 to `most`.
-
-        The batch of the target has as many tokens, and compares each of its choices with the draft's. Without costs, the
-        draft chooses one token at a time.
-        """
-        if self.costs is None or draft is None:
-            return Drafting(calibration, [0.0, 0.0], 0.0)
-        costs = _relaxed_costs(self.costs, draft, max(1, min(most, MAX_SPECULATED)))
-        paces = _paces(costs, calibration.overall)
-        best = paces.index(min(paces))
-        if not best:
-            return Drafting(calibration, [0.0, 0.0], 0.0)
-        # The second token of a batch may cost as much as many more, so the cost up to the best number is spread evenly.
-        each = (costs[best] - costs[0]) / best
-        even = [min(cost, costs[0] + index * each) for index, cost in enumerate(costs)]
-        return Drafting(calibration, [0.0, *even], paces[best], next_chance=1.0)
-
 
 class Drafting:
     """Decides after each token of a continuation whether the draft should write another one.
 
     `costs[n]` is the cost of drafting and verifying n tokens. A token that the target keeps saves `pace` seconds: those
-    per token that speculation should reach, which is less than a decoded token costs. `next_chance` is the probability that
-    the next token saves them if all earlier ones are kept: by default, the usual probability that it is kept itself.
+    per token that speculation should reach, which is less than a decoded token costs.
     """
 
-    def __init__(
-        self, calibration: Calibration, costs: Sequence[float], pace: float, next_chance: float | None = None
-    ) -> None:
+    def __init__(self, calibration: Calibration, costs: Sequence[float], pace: float) -> None:
         self._calibration = calibration
-        self._next_chance = calibration.overall if next_chance is None else next_chance
         self._costs = costs
         self._pace = pace
         self._num_drafted = 0
@@ -174,7 +127,7 @@ class Drafting:
         if self._num_drafted == self.max_tokens:
             return False
         cost, more = self._costs[self._num_drafted : self._num_drafted + 2]
-        return self._chance * self._next_chance * self._pace > more - cost
+        return self._chance * self._calibration.overall * self._pace > more - cost
 
 
 def speculative_pace(target: UnitCosts, draft: UnitCosts, match_rate: float) -> float:
@@ -185,25 +138,6 @@ def speculative_pace(target: UnitCosts, draft: UnitCosts, match_rate: float) -> 
     costs = _drafting_costs(target, draft, MAX_SPECULATED)
     count, pace = _fastest(1, _powers(match_rate, MAX_SPECULATED), costs)
     return pace if count else target.decode
-
-
-def relaxed_pace(target: UnitCosts, draft: UnitCosts, match_rate: float) -> float:
-    """Return the mean seconds per token with relaxed acceptance, if the draft chooses the best number of tokens.
-
-    `match_rate` is the probability that a draft token is kept after all earlier tokens of its batch were.
-    """
-    return min(_paces(_relaxed_costs(target, draft, MAX_SPECULATED), match_rate))
-
-
-def _relaxed_costs(target: UnitCosts, draft: UnitCosts, most: int) -> list[float]:
-    """Return the seconds to draft and compare 1, 2, ... `most` tokens."""
-    return [count * draft.decode + target.batch(count) for count in range(1, 1 + most)]
-
-
-def _paces(costs: Sequence[float], match_rate: float) -> list[float]:
-    """Return the seconds per written token if 1, 2, ... tokens with these costs are compared. The first is always written."""
-    expected = accumulate([1.0, *_powers(match_rate, len(costs) - 1)])
-    return [cost / tokens for cost, tokens in zip(costs, expected, strict=True)]
 
 
 def _drafting_costs(target: UnitCosts, draft: UnitCosts, most: int, wake: float = 0.0) -> list[float]:

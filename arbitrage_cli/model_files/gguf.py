@@ -6,7 +6,6 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import functools
-import hashlib
 import math
 import mmap
 import struct
@@ -25,7 +24,6 @@ MAX_LAYERS = 512  # llama.cpp aborts on more
 MAX_DIMENSIONS = 4  # of a tensor
 MAX_LIST = 1 << 10  # elements of a stored array; models have fewer layers
 MAX_HEADER_TEXT = 1 << 25  # bytes of all strings outside arrays
-TOKENS, PADDING = "tokenizer.ggml.tokens", b"[PAD"  # the key of the vocabulary, and the beginning of tokens without a use
 MAX_STRINGS = 1 << 21  # in all arrays; a vocabulary and its merges have less than a million
 
 OTHER_KINDS = {"adapter": "an adapter", "mmproj": "a projector for images or audio", "imatrix": "an importance matrix"}
@@ -52,8 +50,7 @@ MAX_ALIGNMENT = 1 << 20
 class Header:
     """The metadata of a GGUF file: scalars, strings, array lengths, and short integer arrays (`lists`).
 
-    `num_parameters` is the number of tensor elements in this file. The file may be one part of a split model. `tokens_at` is
-    the position of the vocabulary.
+    `num_parameters` is the number of tensor elements in this file. The file may be one part of a split model.
     """
 
     num_parameters: int
@@ -61,7 +58,6 @@ class Header:
     array_lengths: Mapping[str, int]
     lists: Mapping[str, tuple[int, ...]]
     file_size: int
-    tokens_at: int | None = None
 
     @property
     def architecture(self) -> str:
@@ -93,24 +89,6 @@ def _header(path: Path, size: int, *state: int) -> Header:
         _check_magic(path, file.read(64))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _refuse_other_kinds(path, _Reader(data, size).header())
-
-
-def vocabulary_sha256(path: Path) -> str | None:
-    """Return the SHA-256 of a model's tokens without the padding at their end, or None if the file has no tokens.
-
-    Raises the same errors as `read_header`.
-    """
-    header = read_header(path)
-    if header.tokens_at is None:
-        return None
-    with open_regular(path, None) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = end = header.tokens_at
-        for _ in range(header.array_lengths[TOKENS]):
-            start = at + 8
-            at = start + struct.unpack_from("<Q", data, at)[0]
-            if not data[start:at].startswith(PADDING):
-                end = at
-        return hashlib.sha256(data[header.tokens_at : end]).hexdigest()
 
 
 def _check_magic(path: Path, start: bytes) -> None:
@@ -151,7 +129,6 @@ class _Reader:
         self._at = 4
         self._text_left = MAX_HEADER_TEXT
         self._strings_left = MAX_STRINGS
-        self._tokens_at: int | None = None
         self._metadata: dict[str, Scalar] = {}
         self._array_lengths: dict[str, int] = {}
         self._lists: dict[str, tuple[int, ...]] = {}
@@ -170,7 +147,7 @@ class _Reader:
         tensors = [self._read_tensor() for _ in range(num_tensors)]
         self._check_end(max((tensor.end for tensor in tensors), default=0))
         num_parameters = sum(tensor.num_elements for tensor in tensors)
-        return Header(num_parameters, self._metadata, self._array_lengths, self._lists, self._size, self._tokens_at)
+        return Header(num_parameters, self._metadata, self._array_lengths, self._lists, self._size)
 
     def _check_end(self, length: int) -> None:
         """Raise an error if the file ends before the last of `length` bytes of tensors, which follow the header and its padding."""
@@ -203,8 +180,6 @@ class _Reader:
             self._strings_left -= length
             if self._strings_left < 0:
                 raise _DamageError(f"the arrays contain more than {MAX_STRINGS} strings")
-            if key == TOKENS:
-                self._tokens_at = self._at
             self._skip_strings(length)
         elif kind in _SCALARS:
             start = self._take(length * struct.calcsize(_SCALARS[kind]))
@@ -354,7 +329,7 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> FileFa
         state_bytes=_state_numbers(first) * _F32_BYTES,
         num_layers=first.number("block_count"),
         has_template="tokenizer.chat_template" in first.metadata,
-        vocabulary_size=first.array_lengths.get(TOKENS),
+        vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
         sampling=_sampling(first),
     )
 

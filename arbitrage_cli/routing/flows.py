@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 
-from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_token_stats, oracle, relaxed, single, uniform_draw
+from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_token_stats, oracle, single, uniform_draw
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
 from arbitrage_cli.types import ModelRole, Trace, frozen
@@ -49,10 +49,6 @@ def by_one_model(model: ModelRole, *, speculates: bool = False) -> MakeFlow:
 
 def by_oracle(trace: Trace, settings: FlowSettings) -> Flow:
     return oracle(trace, settings.known_tau)
-
-
-def by_relaxed_acceptance(trace: Trace, settings: FlowSettings) -> Flow:
-    return relaxed(trace, settings.known_tau)
 
 
 def by_checker(trace: Trace, settings: FlowSettings) -> Flow:

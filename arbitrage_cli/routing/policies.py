@@ -5,7 +5,7 @@ the guide `routing`. A mark and a colour for charts are optional (`report.html` 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY
 from types import MappingProxyType
 from typing import Any, Literal
@@ -21,9 +21,9 @@ from arbitrage_cli.arbitrage import (
     mean_negative_logprob,
     uniform_draw,
 )
-from arbitrage_cli.errors import UsageError, unknown
+from arbitrage_cli.errors import unknown
 from arbitrage_cli.routing.equations import check_equations
-from arbitrage_cli.routing.flows import MakeFlow, by_checker, by_one_model, by_oracle, by_relaxed_acceptance, by_scorer
+from arbitrage_cli.routing.flows import MakeFlow, by_checker, by_one_model, by_oracle, by_scorer
 from arbitrage_cli.types import WRITING, ModelRole, Step, Trace, frozen
 
 RewardKind = Literal["prm", "any"]
@@ -37,7 +37,7 @@ class Policy:
     Traits that say what the policy does:
 
     - `has_tau`: it compares a score with a threshold. `score_is` describes the score in a noun phrase without an article.
-      Without a `default_tau`, the user or the router's presets choose the tau, from `min_tau` to `max_score`.
+      Without a `default_tau`, the router's presets choose the tau, up to `max_score`.
     - `routes_steps`: it chooses for each step which model writes it, so models continue each other's text.
     - `speculates`: the target writes every step, and verifies tokens that the draft proposes.
     - `compares_answers`: it compares the final answers of whole solutions.
@@ -52,8 +52,6 @@ class Policy:
     - `needs_router`: a router scores the steps. Other policies with scores have `make_scorer`, which takes a seed.
     - `reads_token_stats`: the scores need the draft's token statistics.
     - `needs_local_models`: the models must run on this machine.
-    - `shares_token_ids`: the draft and the target need the same vocabulary, and a memory from which tokens can be removed.
-    - `is_greedy_only`: no token may be drawn at random.
 
     `phrase` names the policy in a sentence, if `policy NAME` is not clear.
     """
@@ -66,7 +64,6 @@ class Policy:
     has_tau: bool = False
     score_is: str = ""
     default_tau: float | None = None
-    min_tau: float = -math.inf
     max_score: float = math.inf
     routes_steps: bool = False
     speculates: bool = False
@@ -81,8 +78,6 @@ class Policy:
     make_scorer: Callable[[int], Scorer] | None = None
     reads_token_stats: bool = False
     needs_local_models: bool = False
-    shares_token_ids: bool = False
-    is_greedy_only: bool = False
 
     def needs_prm(self, rewards: str | None) -> bool:
         """Whether a process reward model rates the steps, if `rewards` is the chosen source: "prm", "rollout" or None."""
@@ -102,11 +97,6 @@ class Policy:
     def can_stop_early(self) -> bool:
         """Whether a drafted step can be escalated before its end."""
         return self.needs_router or self.has_growing_score
-
-    @property
-    def has_explanations(self) -> bool:
-        """Whether there is more to say of a step: the features of its score, or the draft tokens that it kept."""
-        return self.needs_router or (self.has_tau and not self.routes_steps)
 
     @property
     def has_growing_score(self) -> bool:
@@ -184,43 +174,12 @@ _TABLE = (
         needs_local_models=True,
         phrase="speculation",
     ),
-    Policy(
-        "relaxed",
-        ("target", "draft"),
-        by_relaxed_acceptance,
-        has_tau=True,
-        score_is="log-probability of the target's token minus that of the drafted token (nats)",
-        min_tau=0.0,
-        speculates=True,
-        keeps_every_token=True,
-        is_offered=False,
-        needs_local_models=True,
-        shares_token_ids=True,
-        is_greedy_only=True,
-    ),
 )
 POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _TABLE})
 """The policies by name. Default taus are not tuned to any pair. Policy `arbitrage` uses a router's presets instead."""
 
 TARGET_ALONE, DRAFT_ALONE = POLICIES["target"], POLICIES["draft"]
 """The policy with which others are compared, and the one that shows how good the draft is."""
-
-
-def refuse_sampling(policies: Iterable[Policy], temperature: float, samples: int = 1) -> None:
-    """Raise UsageError if a policy works only greedily, but the temperature or the number of samples requires sampling."""
-    for policy in policies:
-        if policy.is_greedy_only and temperature > 0:
-            raise UsageError(
-                f"policy {policy.name} works only at temperature 0, but the temperature is {temperature:g}",
-                "use --temperature 0, or another --policy",
-                option="temperature",
-            )
-        if policy.is_greedy_only and samples > 1:
-            raise UsageError(
-                f"policy {policy.name} works only at temperature 0, so {samples} samples of a problem would be equal",
-                "use --samples 1, or another --policy",
-                option="samples",
-            )
 
 
 def find_policy(name: str) -> Policy:

@@ -4,7 +4,7 @@
 `Route.flow` creates the flow (`arbitrage.py`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -195,17 +195,9 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> 
         return policy.default_tau
     if policy.needs_router:
         resolved = available.table.resolve(DEFAULT_TAU if tau is None else tau)
-    elif tau is None:
-        hint = f"use a policy such as {policy.name}@0.5"
-        raise UsageError(f"policy {policy.name} needs a tau and has no default tau", hint, option="tau")
     else:
-        numbers = "a number, inf or -inf" if policy.min_tau == -inf else f"a number from {policy.min_tau:g} to inf"
-        resolved = parse_number(str(tau), f"use {numbers} for policy {policy.name}, such as {policy.name}@0.5")
-    if resolved < policy.min_tau:
-        hint = f"use a tau of at least {policy.min_tau:g}, such as {policy.name}@0.5"
-        raise UsageError(
-            f"tau {resolved:g} is below {policy.min_tau:g}, the minimum of policy {policy.name}", hint, option="tau"
-        )
+        hint = f"use a number, inf or -inf for policy {policy.name}, such as {policy.name}@0.5"
+        resolved = parse_number(str(tau), hint)
     if policy.max_score < resolved < inf:
         reason = f"tau {resolved:g} is above {policy.max_score:g}, the maximum of policy {policy.name}"
         raise UsageError(
@@ -268,16 +260,11 @@ class Menu:
         compares_answers: bool = False,
         has_token_stats: bool = True,
         continues: bool = True,
-        check: Callable[[Policy], None] = lambda policy: None,
     ) -> None:
-        """Take the arguments of `selectable`. `check` raises UsageError if the models do not suit a policy.
-
-        Raises UsageError if the default policy cannot be used in a conversation.
-        """
+        """Take the arguments of `selectable`. Raises UsageError if the default policy cannot be used in a conversation."""
         self.default = default
         self._available = available
         self._has_token_stats, self._continues = has_token_stats, continues
-        self._check = check
         self._policies = selectable(
             has_router=available.router is not None,
             is_local=is_local,
@@ -320,7 +307,6 @@ class Menu:
                 f"use one of: {', '.join(self._policies)}",
                 option="policy",
             )
-        self._check(policy)
         if tau is None and policy is self.default.policy:
             return self.default
         return make_route(policy, tau, self._available)

@@ -1,8 +1,6 @@
 """Compares a route with the target alone by the costs of tokens: by those of this machine, prices, or those on the router's card."""
 
-from collections.abc import Callable
-
-from arbitrage_cli.costs.pair import MATCH_RATE, PairCosts
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES, TARGET_ALONE, Policy
 from arbitrage_cli.routing.presets import ALWAYS
@@ -58,10 +56,8 @@ def warning_by_costs(route: Route, available: AvailableRouter) -> str | None:
         return f"{faster.reason}; better: policy {faster.policy.name}" if faster else None
     if costs is None or costs.concurrency != 1:
         return None
-    if policy.speculates and not available.is_priced:
-        pace = costs.relax if policy.shares_token_ids else costs.write
-        if pace(MATCH_RATE) >= costs.target.decode:
-            return f"by the token costs, policy {policy.name} is {_when_faster(pace, costs.target.decode)}"
+    if policy.speculates and not available.is_priced and costs.write() >= costs.target.decode:
+        return f"by the token costs, policy {policy.name} is {_when_faster(costs)}"
     if policy.compares_answers:
         return _warning_about_solutions(policy, costs, available)
     return None
@@ -91,12 +87,9 @@ def _warning_about_solutions(policy: Policy, costs: PairCosts, available: Availa
     )
 
 
-def _when_faster(pace: Callable[[float], float], alone: float) -> str:
-    """Return how many draft tokens a policy must keep to be faster than the target alone.
-
-    `pace` returns its seconds per token at a share of kept tokens, and `alone` is that of the target.
-    """
-    percent = next((percent for percent in range(1, 101) if pace(percent / 100) < alone), None)
+def _when_faster(costs: PairCosts) -> str:
+    """Return how many draft tokens the target must keep for speculation to be faster than the target alone."""
+    percent = next((percent for percent in range(1, 101) if costs.write(percent / 100) < costs.target.decode), None)
     if percent is None:
         return "not faster than policy target, even if the target keeps every draft token"
     return f"faster than policy target only if the target keeps at least {percent}% of the draft tokens"

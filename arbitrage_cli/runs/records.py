@@ -116,11 +116,10 @@ def problem_error(finished: Finished) -> tuple[str, str] | None:
 class Tally:
     """Totals over several steps. Costs and drafted tokens include discarded steps.
 
-    `stopped_steps` counts the drafted steps that were stopped early. `thinking_tokens` counts kept steps, and
-    `kept_differences` the drafted tokens that relaxed acceptance kept. `reward_cost` is the cost of rating steps with a
-    process reward model; that of rollouts is part of the models' costs. `check_tokens` and `check_cost` belong to the
-    checker. `further_tokens` are those of the draft's further solutions, which take the checker's place. Their costs are
-    part of the draft's, but nothing of them can be accepted, so they are not drafted tokens.
+    `stopped_steps` counts the drafted steps that were stopped early. `thinking_tokens` counts kept steps. `reward_cost` is
+    the cost of rating steps with a process reward model; that of rollouts is part of the models' costs. `check_tokens` and
+    `check_cost` belong to the checker. `further_tokens` are those of the draft's further solutions, which take the checker's
+    place. Their costs are part of the draft's, but nothing of them can be accepted, so they are not drafted tokens.
     """
 
     drafted_steps: int = 0
@@ -133,7 +132,6 @@ class Tally:
     check_tokens: int = 0
     further_tokens: int = 0
     thinking_tokens: int = 0
-    kept_differences: int = 0
     draft_cost: Cost = field(default_factory=Cost)
     target_cost: Cost = field(default_factory=Cost)
     reward_cost: Cost = field(default_factory=Cost)
@@ -197,7 +195,6 @@ def tally(
         check_tokens=_num_tokens(checks),
         further_tokens=_num_tokens(further),
         thinking_tokens=_num_tokens(thoughts),
-        kept_differences=sum(len(step.differences) for step in targets),
         draft_cost=_sum_costs(
             [*_costs(drafts), *_costs(further), *(step.speculation_cost for step in targets), *unused["draft"]]
         ),

@@ -38,7 +38,6 @@ from arbitrage_cli.types import (
     CheckedSolution,
     Cost,
     Decision,
-    Difference,
     Finished,
     Grade,
     Json,
@@ -92,25 +91,8 @@ class Record(BaseModel):
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
-class KeptDifference(Record):
-    """A drafted token that relaxed acceptance kept: its index in the step, both texts, and its score in nats."""
-
-    position: Count
-    text: str
-    target_text: str
-    score: float
-
-    @classmethod
-    def of(cls, kept: Difference) -> Self:
-        return cls(**asdict(kept))
-
-    @property
-    def difference(self) -> Difference:
-        return Difference(self.position, self.text, self.target_text, self.score)
-
-
 class WrittenStep(Record):
-    """A step as written by a model. Its costs omit fields whose value is 0. `differences` is set if there are any."""
+    """A step as written by a model. Its costs omit fields whose value is 0."""
 
     model: ModelRole
     phase: Phase
@@ -120,12 +102,9 @@ class WrittenStep(Record):
     stop: StepStop
     cost: StepCost
     speculation_cost: StepCost | None
-    differences: list[KeptDifference] = Field(default_factory=list)
 
     @classmethod
     def of(cls, step: Step, **more: Any) -> Self:
-        if step.differences:
-            more["differences"] = list(map(KeptDifference.of, step.differences))
         return cls(
             model=step.model,
             phase=step.phase,
@@ -141,8 +120,7 @@ class WrittenStep(Record):
     @property
     def step(self) -> Step:
         speculation = self.speculation_cost or NO_COST
-        differences = tuple(kept.difference for kept in self.differences)
-        return Step(self.model, self.text, self.tokens, self.cost, self.stop, None, speculation, self.phase, differences)
+        return Step(self.model, self.text, self.tokens, self.cost, self.stop, None, speculation, self.phase)
 
 
 class KeptStep(WrittenStep):

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from arbitrage_cli.errors import ArbitrageError, UsageError, in_plain_words
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.rows import make_conversation
-from arbitrage_cli.routing.policies import POLICIES, Policy, refuse_sampling
+from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Menu, Route
 from arbitrage_cli.types import Fields, Json, Limits, Problem, RoleLimits, frozen
 
@@ -230,19 +230,18 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         reason = "must be an object" if first["type"] == "model_type" else in_plain_words(first["msg"])
         raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)
-    limits = _limits(read, defaults)
     sampler = replace(
         defaults.sampler,
         **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
     )
     model = defaults.menu.default.policy.name if read.model is None else read.model
-    route = _greedy_if_needed(find_route(model, defaults), sampler)
+    route = find_route(model, defaults)
     return ChatRequest(
         read,
         problem,
         model,
         route,
-        limits,
+        _limits(read, defaults),
         sampler,
         defaults.warnings_of(route.policy, problem),
     )
@@ -259,15 +258,6 @@ def _limits(body: Body, defaults: Defaults) -> RoleLimits:
         raise RefusedError("the models of this server cannot answer without thinking", parameter=body.thinking_field)
     asked = body.token_limit
     return limits.with_max_tokens(min(asked, limits.target.token_limit)) if asked else limits
-
-
-def _greedy_if_needed(route: Route, sampler: Sampler) -> Route:
-    """Return the route. Raises RefusedError if its policy cannot sample, but the request or the server does."""
-    try:
-        refuse_sampling([route.policy], sampler.temperature)
-    except UsageError as error:
-        raise RefusedError(error.message, "use temperature 0, or another model", parameter="temperature") from error
-    return route
 
 
 def find_route(name: str, defaults: Defaults) -> Route:

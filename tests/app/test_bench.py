@@ -68,12 +68,6 @@ def test_samples_and_policies_may_be_added(here: Path) -> None:
     assert [one["policy"] for one in made["decided"]["routes"]] == ["target", "draft", "entropy", "random"]
 
 
-def test_samples_are_not_added_to_a_policy_that_draws_nothing_at_random(here: Path) -> None:
-    models = {"draft": "builtin:draft", "target": "builtin:target", "max_tokens": 8}
-    bench(here, typed(**models, policy="relaxed@0.5"))
-    assert refused(bench, here, typed(**models, policy="target"), samples=2).option == "samples"
-
-
 def test_fewer_problems_or_samples_do_not_shrink_a_run(here: Path) -> None:
     bench(here, typed(**SCRIPTED, policy="draft", temperature=0.5), samples=2, limit="2")
     for added in ({"limit": "1"}, {"ids": "p1", "samples": 1}):

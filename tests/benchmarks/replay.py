@@ -17,7 +17,7 @@ from pathlib import Path
 from claims import size_of
 from made_up_runs import as_run, make_run
 
-from arbitrage_cli.arbitrage import CompareAnswers, Flow, WriteStep
+from arbitrage_cli.arbitrage import CompareAnswers, Flow, StopWriting, WriteStep
 from arbitrage_cli.costs.pair import Price
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.evaluation.metrics import figures
@@ -90,7 +90,7 @@ def attempt(row: Json, route: Route, checker: Checker | None, names: Names) -> R
 
 
 def drive(flow: Flow, row: Json, names: Names) -> None:
-    answer: Step | bool | None = None
+    answer: Step | bool | list[Step] | None = None
     while True:
         try:
             request = flow.send(answer)
@@ -98,6 +98,9 @@ def drive(flow: Flow, row: Json, names: Names) -> None:
             return
         if isinstance(request, CompareAnswers):
             answer = request.is_same()
+            continue
+        if isinstance(request, StopWriting):
+            answer = []  # no model writes ahead
             continue
         one = request[0] if isinstance(request, tuple) else request
         assert isinstance(one, WriteStep)

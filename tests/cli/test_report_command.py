@@ -134,12 +134,12 @@ def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("columns", "others", "compared", "num_left_out"),
     [
-        ((("relaxed", 0.5), ("relaxed", 2.0)), (("relaxed", 2.0), ("target", None)), ("relaxed@2", "relaxed@2"), 2),
-        ((("relaxed", 0.5),), (("relaxed", 2.0),), ("relaxed@0.5", "relaxed@2"), 0),
-        ((("target", None),), (("relaxed", 2.0),), ("target", "relaxed@2"), 0),
+        ((("entropy", 0.5), ("entropy", 2.0)), (("entropy", 2.0), ("target", None)), ("entropy@2", "entropy@2"), 2),
+        ((("entropy", 0.5),), (("entropy", 2.0),), ("entropy@0.5", "entropy@2"), 0),
+        ((("target", None),), (("entropy", 2.0),), ("target", "entropy@2"), 0),
     ],
 )
-def test_compare_pairs_relaxed_by_tau_or_the_only_two_policies(
+def test_compare_pairs_a_policy_by_tau_or_the_only_two_policies(
     tmp_path: Path, columns: Sequence[Column], others: Sequence[Column], compared: tuple[str, str], num_left_out: int
 ) -> None:
     for name, own in (("before", columns), ("after", others)):
@@ -149,7 +149,7 @@ def test_compare_pairs_relaxed_by_tau_or_the_only_two_policies(
     assert (entry["first"], entry["second"], entry["n"]) == (*compared, 6)
     assert (entry["only_first"], entry["only_second"]) == (0, 0)
     assert entry["accuracy_difference"] == pytest.approx((entry["correct"][1] - entry["correct"][0]) / 6)
-    left_out = [route for route in ("relaxed@0.5", "target") if any(route in note for note in record["notes"])]
+    left_out = [route for route in ("entropy@0.5", "target") if any(route in note for note in record["notes"])]
     assert len(left_out) == num_left_out
     shown = run("compare", tmp_path / "before", tmp_path / "after")
     assert (shown.code, shown.stderr) == (0, b"")

@@ -57,7 +57,7 @@ def test_each_record_is_written_while_the_pipe_is_open() -> None:
         assert process.wait(TIMEOUT) == 0
 
 
-@pytest.mark.parametrize(("policy", "has_note"), [("target", True), ("entropy", True), ("relaxed@0.5", False)])
+@pytest.mark.parametrize(("policy", "has_note"), [("target", True), ("entropy", True), ("arbitrage", False)])
 def test_a_policy_without_explanations_says_so(policy: str, *, has_note: bool) -> None:
     result = run("solve", "--pair", "builtin", "--policy", policy, "--explain", "What is 12 + 7?")
     assert (result.out, "--explain" in result.err) == ("19\n", has_note)

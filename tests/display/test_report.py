@@ -102,7 +102,6 @@ RUNS = {
     "samples": make_run(4, columns=COLUMNS[:4], samples=3),
     "one problem": make_run(1),
     "no row": MadeUp(describe(dict.fromkeys("abc", 1)), []),
-    "relaxed": make_run(6, columns=[("target", None), ("relaxed", 0.5), ("relaxed", 2.0)]),
     "with an oracle": make_run(6, columns=[("target", None), ("arbitrage", 0.5), ("oracle", 0.0)]),
 }
 
@@ -329,37 +328,8 @@ def test_no_two_policies_have_the_same_mark_and_colour() -> None:
     paths = {one["id"]: one["d"] for tag, one in shown.elements if tag == "path" and "id" in one}
     marks = {name: (paths[f"mark-{name}"], colours.get(name)) for name in POLICIES}
     assert len(set(marks.values())) == len(marks) == len(paths)
-    assert {"draft", "target", "arbitrage", "relaxed"} <= colours.keys()
+    assert {"draft", "target", "arbitrage"} <= colours.keys()
     assert all(style.count(f"--{colour}: #") == 2 for colour in colours.values())
-
-
-def test_kept_differences_are_counted_and_listed() -> None:
-    made = RUNS["relaxed"]
-    shown = page(made)
-    num_kept = {tau: sum(len(row["steps"]) for row in made.rows if row["tau"] == tau) for tau in (0.5, 2.0)}
-    for policy in shown.run["policies"]:
-        mean = num_kept[policy["tau"]] / 6 if policy["tau"] else None
-        assert policy["differences_mean"] == pytest.approx(mean)
-        assert (policy["tokens_per_call"] is None) is (mean is None)
-    assert {"differences kept", "tokens per call"} <= set(shown.words)
-    assert {"def-differences_mean", "def-tokens_per_call"} <= set(shown.attributes("id"))
-    for trace, row in zip(shown.run["traces"], made.rows, strict=True):
-        assert [step.get("differences") for step in trace["steps"]] == [step.get("differences") for step in row["steps"]]
-
-
-@pytest.mark.slow
-@has_browser
-def test_kept_differences_are_shown_as_texts_beside_their_step(tmp_path: Path) -> None:
-    made = make_run(1, columns=[("relaxed", 0.5)])
-    kept = {"position": 0, "text": "<img src=x>", "target_text": 'a "b"\n', "score": 0.31234}
-    made.rows[0]["steps"] = [step | {"differences": [kept, kept]} for step in made.rows[0]["steps"][:2]]
-    made.rows[0]["steps"][1]["differences"] = [kept]
-    parsed = seen(made, tmp_path, link="made-up-0000/relaxed@0.5")
-    assert "img" not in {tag for tag, _ in parsed.elements}
-    one = r'"<img src=x>" instead of "a \"b\"\n" (0.312 nats)'
-    assert [word for word in parsed.words if "instead of" in word] == [f"{one}; ", one, one]
-    places = [parsed.text.count(f"{count} kept") for count in ("2 differences", "1 difference")]
-    assert places == [3, 3]  # the head of the step, and the titles of both timelines
 
 
 def test_a_large_run_has_its_wrong_answers_and_whole_problems_in_the_page() -> None:

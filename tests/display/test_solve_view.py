@@ -64,10 +64,11 @@ def test_a_step_that_is_escalated_because_it_repeats_itself_says_so() -> None:
     assert ("0.20 ≤ 1.00" in line, "repeats itself" in line) == (True, True)
 
 
-def test_the_rule_says_whether_steps_or_tokens_are_scored() -> None:
+def test_the_rule_names_the_tau_and_the_score() -> None:
     for policy in (policy for policy in POLICIES.values() if policy.has_tau):
-        rule = opening(RunInfo(Route(policy, 1.0)), has_details=True)[1]
-        assert ("steps" in rule, "drafted tokens" in rule) == (policy.routes_steps, not policy.routes_steps)
+        rule = opening(RunInfo(Route(policy, 0.25)), has_details=True)
+        assert "0.25" in rule[1]
+        assert any(policy.score_is in line for line in rule)
 
 
 LONG = "Ann has 3 apples. " * 30

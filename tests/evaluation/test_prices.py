@@ -183,10 +183,7 @@ def test_scoring_and_checking_have_their_prices(role: str) -> None:
         if role == "prm":
             row["timing"]["reward"] = cost
         else:
-            solution = {name: row["steps"][0][name] for name in WrittenStep.model_fields if name in row["steps"][0]} | {
-                "model": "check",
-                "cost": cost,
-            }
+            solution = {name: row["steps"][0][name] for name in WrittenStep.model_fields} | {"model": "check", "cost": cost}
             compared = {"model": "check", "sample": 0, "answer": "4", "has_ended": True, "steps": [solution]}
             row["check"] = {"agrees": False, "solutions": [compared]}
     (shown,) = figures(made.run, made.rows, prices=parse_prices(f"{role}=2/2"))["policies"]

@@ -53,9 +53,6 @@ class Teller:
     """A cheap speculator that returns `length` characters of the right text, then `tail`."""
 
     unit_costs = unit_costs(1e-3)
-    draft: Any = None
-    ends: Any = None
-    remember: Any = None
 
     def __init__(self, text: str, length: int, tail: str = "") -> None:
         self._text, self._length, self._tail = text, length, tail

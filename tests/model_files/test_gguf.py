@@ -11,7 +11,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from arbitrage_cli.errors import ModelFileError
-from arbitrage_cli.model_files.gguf import read_facts, read_header, vocabulary_sha256
+from arbitrage_cli.model_files.gguf import read_facts, read_header
 
 UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
 HUGE = 2**64 - 1
@@ -207,16 +207,3 @@ def test_long_strings_do_not_pile_up_in_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 << 20
-
-
-def test_vocabularies_are_equal_except_for_padding(tmp_path: Path) -> None:
-    def with_tokens(*tokens: bytes) -> str | None:
-        path = tmp_path / f"{len(tokens)}{tokens[-1]!r}.gguf"
-        architecture = entry(b"general.architecture", STRING, string(b"llama"))
-        vocabulary = entry(b"tokenizer.ggml.tokens", ARRAY, array(STRING, len(tokens), b"".join(map(string, tokens))))
-        path.write_bytes(gguf(architecture, vocabulary, num_entries=2).ljust(256, b"\0"))
-        return vocabulary_sha256(path)
-
-    assert with_tokens(b"a", b"b") == with_tokens(b"a", b"b", b"[PAD2]") == with_tokens(b"a", b"b", b"[PAD2]", b"[PAD3]")
-    assert with_tokens(b"a", b"b") != with_tokens(b"a", b"c")
-    assert with_tokens(b"a", b"b") != with_tokens(b"a", b"b", b"[PAD2]", b"c")

@@ -305,9 +305,6 @@ def _step(
     uncertainty, chance = dice.random() * (0.55 if draft_is_right else 1.3), dice.random()
     draft = _written("draft", f"{first} boxes hold {first} * {second} bolts in all.\n\n", draft_tokens, DRAFT_TOKEN)
     target = _written("target", f"Each of the {first} boxes holds {second} bolts.\n\n", target_tokens, TARGET_TOKEN)
-    if policy == "relaxed":
-        kept = {"position": 2, "text": " the", "target_text": " these", "score": float(tau or 0.0)}
-        return target | {"differences": [kept]} | _decided(None, None, None, is_right=target_is_right)
     if policy in ("draft", "target", "speculative"):
         kept, is_right = (draft, draft_is_right) if policy == "draft" else (target, target_is_right)
         return kept | _decided(None, None, None, is_right=is_right)

@@ -30,7 +30,7 @@ from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.problems.tasks import Task, find_task
 from arbitrage_cli.routing.default_policy import ROUTING, Situation, choose_policy
-from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy, refuse_sampling
+from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.route import (
     AvailableRouter,
     ParsedRoute,
@@ -298,7 +298,6 @@ def _checked(request: Request) -> Request:
     Raises UsageError if a model is missing or a tau is invalid.
     """
     options, named = request.options, request.named
-    refuse_sampling(request.asked, options.temperature)
     early_stop = named.early_stop(options.early_stop, request.asked)
     request.models_for(request.asked)
     if named.is_local:

@@ -17,7 +17,7 @@ from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.problems.rows import make_conversation, make_problem
-from arbitrage_cli.routing.policies import Policy, find_policy, refuse_sampling
+from arbitrage_cli.routing.policies import Policy, find_policy
 from arbitrage_cli.routing.route import Route, make_route
 from arbitrage_cli.runs.records import NO_COST, RunInfo, tally_of
 from arbitrage_cli.runs.rows import SolutionRow
@@ -50,8 +50,7 @@ class CallOptions(TypedDict, total=False):
     """The options of a call. The pair's defaults apply to options that are missing or None.
 
     - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
-    - `tau` is the threshold of a step's score or, with policy `relaxed`, of a drafted token's: a number, or, with a router, a
-      preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
+    - `tau` is the threshold: a number, a preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
     - `early_stop` stops a drafted step as soon as it is likely to be escalated.
     - `think` turns thinking on or off, or sets the maximum number of thinking tokens.
     - `max_tokens` limits the whole solution, including thinking.
@@ -243,7 +242,6 @@ def resolve_call(session: Session, given: CallOptions, *, in_conversation: bool 
     limits = _limits_of(session, options, route)
     values = {name: getattr(options, name) for name in ("temperature", "top_p", "seed") if name in options.explicit}
     sampler = replace(session.decided.settings.sampler, **values)
-    refuse_sampling([route.policy], sampler.temperature)
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
     make_flow = session.flow(route, sampler=sampler, limits=limits)
     return PairCall(route, limits, sampler, options.system, make_flow, run)
@@ -303,7 +301,6 @@ def _check_loaded(session: Session, policy: Policy) -> None:
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
     refuse_on_servers([policy], loaded)
     session.models.check_servers([policy])
-    session.models.check_token_ids([policy])
 
 
 def _read_question(question: Question, identifier: str) -> Problem:

@@ -152,7 +152,7 @@ class Solutions(AbstractContextManager["Solutions"]):
             explain=session.explain(session.route) if self._destination.explains else None,
         )
         self._display.begin(info)
-        if self._destination.explains and not session.route.policy.has_explanations:
+        if self._destination.explains and not session.route.policy.needs_router:
             self._display.note(f"--explain has no effect with policy {session.route.policy.name}")
         flow = session.flow(session.route)
 

@@ -32,10 +32,6 @@ NO_SPECULATION = (
     "speculation saves time only with one problem at a time (--concurrency 1); with several problems, it is hardly faster "
     "than the target alone"
 )
-RELAXED_ALONE = (
-    "policy relaxed drafts for one problem after another, so with several problems at once, it is probably slower than the "
-    "target alone; better: --concurrency 1"
-)
 CHOICE_LOSES = (
     "policy agree lost 2.4 points on published multiple-choice answers, because two models often agree on a wrong letter"
 )
@@ -355,11 +351,8 @@ def _warnings(
     uses_costs = request.compares or any(policy.depends_on_costs for policy in request.asked)
     if uses_costs and (roles := [role for role, one in models.items() if one.setup.costs_are_approximate]):
         yield approximate_costs(roles)
-    if request.concurrency > 1:
-        if any(policy.speculates and not policy.shares_token_ids for policy in policies):
-            yield NO_SPECULATION
-        if any(policy.shares_token_ids for policy in policies):
-            yield RELAXED_ALONE
+    if request.concurrency > 1 and any(policy.speculates for policy in policies):
+        yield NO_SPECULATION
 
 
 def _warnings_about_models(request: Request, models: ByRole[ModelSetup]) -> Iterator[str]:

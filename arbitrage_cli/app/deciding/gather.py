@@ -11,7 +11,6 @@ from arbitrage_cli.app.asking.naming import label_of, router_now, template_sha25
 from arbitrage_cli.app.asking.request import Request
 from arbitrage_cli.app.deciding.decide import ModelFacts, RequestFacts
 from arbitrage_cli.app.deciding.prepare import fetch, measure_missing
-from arbitrage_cli.app.deciding.token_ids import refuse_other_token_ids
 from arbitrage_cli.app.models import RemoteModel
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.costs.store import (
@@ -49,7 +48,6 @@ def fetch_and_gather(
     known = request.run.decided.models if request.run else {}
     sources = _with_models_of_run(request, request.models_for(request.asked))
     paths = fetch(sources, display, offline=request.options.offline)
-    refuse_other_token_ids(request.asked, {role: local_files(path) for role, path in paths.items()})
     measured = None if paths.keys() <= known.keys() else measure_missing(request, paths, display, cost_seconds)
     return gather(request, measured, lambda role: None if role in known else open_served(role))
 

@@ -15,7 +15,6 @@ from arbitrage_cli.app.options import BenchOptions, CollectOptions, Options, Pro
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems.tasks import find_task
-from arbitrage_cli.routing.policies import refuse_sampling
 from arbitrage_cli.runs.folder import run_to_resume
 from arbitrage_cli.runs.records import BENCH, Kind
 
@@ -65,9 +64,7 @@ def ask_for_run(
     if runs_programs:
         task = permitted(task, problems.run_code)
     request = ask(options, task, run.reward, resumed, others=(problems, run))
-    samples = run.samples if isinstance(run, BenchOptions) else 1
-    refuse_sampling(request.all_policies, options.temperature, samples)
-    return AskedRun(request, selected, path, samples)
+    return AskedRun(request, selected, path, run.samples if isinstance(run, BenchOptions) else 1)
 
 
 def _folder_of(kind: Kind, problems: ProblemOptions, options: Options) -> Path:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.asking.naming import word_for
 from arbitrage_cli.app.deciding.plan import Plan
-from arbitrage_cli.app.deciding.token_ids import refuse_memory, refuse_other_token_ids, refuse_other_vocabularies
 from arbitrage_cli.app.models import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.costs.memory import Need, check_memory, memory_needed, rollback_of
@@ -27,7 +26,7 @@ from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.sparing_clock import sparing
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.pairs import backend_of, first_with_same_file, is_built_in, is_served, local_files
+from arbitrage_cli.model_files.pairs import first_with_same_file, is_built_in, is_served, local_files
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, ModelSetup
@@ -81,7 +80,6 @@ class OpenModels:
             if is_served(source) and (remote := self._open_served(role)):
                 self._add_served(role, remote)
         self.check_servers(policies)
-        self.check_token_ids(policies)
         first = first_with_same_file(sources)
         for role, source in sources.items():
             if not is_served(source):
@@ -92,7 +90,6 @@ class OpenModels:
                 self._backends[role] = self._load_file(role, progress, same)
                 self.by_role[role] = LocalModel(self._backends[role], name)
         self.by_role = {role: self.by_role[role] for role in sources if role in self.by_role}
-        self.check_token_ids(policies)
         self.writing = WriterOptions(
             sampler=decided.settings.sampler,
             style=self._plan.style,
@@ -150,21 +147,6 @@ class OpenModels:
                 f"{what} needs log-probabilities, but {self._decided.names['draft']} does not send them",
                 f"enable log-probabilities on the server, or use {remedy}",
             )
-
-    def check_token_ids(self, policies: Iterable[Policy]) -> None:
-        """Raise UsageError if a policy needs token ids that the draft and the target share, but these models share none.
-
-        Before models are loaded, their files are compared.
-        """
-        sources = self._plan.sources
-        asked = list(policies)
-        refuse_other_token_ids(asked, {role: local_files(source) for role, source in sources.items()})
-        loaded = {role: model for role in WRITING if isinstance(model := self.by_role.get(role), LocalModel)}
-        for role, model in loaded.items():
-            if not model.removes_tokens:
-                refuse_memory(asked, role)
-        if len(loaded) == len(WRITING) and any(backend_of(sources[role]) for role in loaded):
-            refuse_other_vocabularies(asked, [model.vocabulary for model in loaded.values()])
 
     def prompts(self, roles: Collection[ModelRole]) -> dict[ModelRole, ChatPrompt]:
         """Return the prompts of the models with these roles."""

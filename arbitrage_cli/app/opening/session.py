@@ -18,7 +18,7 @@ from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.exercises import reasons_for_doubt
 from arbitrage_cli.problems.tasks import Grader
 from arbitrage_cli.routing.checker import Checker
-from arbitrage_cli.routing.policies import Policy, refuse_sampling
+from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
 from arbitrage_cli.runs.records import Explain, RunInfo
 from arbitrage_cli.runs.run import MACHINE
@@ -84,14 +84,7 @@ class Session:
             compares_answers=compares_answers,
             has_token_stats=self.models.has_token_stats,
             continues=self.models.continues,
-            check=self._check_in_conversation,
         )
-
-    def _check_in_conversation(self, policy: Policy) -> None:
-        """Raise UsageError if the models do not suit a policy. A request to a server has a temperature of its own."""
-        self.models.check_token_ids([policy])
-        if self.plan.use == "chat":
-            refuse_sampling([policy], self.decided.settings.sampler.temperature)
 
     def scorer(self, policy: Policy, limits: RoleLimits | None = None) -> Scorer | Checker | None:
         """Return the scorer or the checker of a policy. The `limits` of a call replace those of the session."""

@@ -431,7 +431,7 @@
     }
     if (step.advantage !== null && step.advantage !== undefined) head.append(element("span", "", `advantage ${number(step.advantage)}`));
     head.append(element("span", "", size(step)));
-    const kept = element("div", `version ${step.model}`, text(trimmed(step.text)), differences(step), spent(step));
+    const kept = element("div", `version ${step.model}`, text(trimmed(step.text)), spent(step));
     const content = element("div", "", head);
     if (step.discarded) {
       const gone = element("div", `version gone ${step.discarded.model}`,
@@ -466,14 +466,7 @@
   function who(step) { return element("span", `who ${step.model}`, step.model === "check" ? "checker" : step.model); }
   function size(step) {
     const limits = { early: ", stopped early", think_budget: ", thinking limit reached" };
-    const kept = step.differences ? `, ${amount(step.differences.length, "difference")} kept` : "";
-    return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${limits[step.stop] ?? ""}${kept}`;
-  }
-  function differences(step) { // the drafted tokens that policy relaxed kept, and the target's choices, unless they are hidden
-    const shown = (step.differences ?? []).filter((one) => one.text !== undefined).map((one) =>
-      `${JSON.stringify(one.text)} instead of ${JSON.stringify(one.target_text)} (${number(one.score)} nats)`);
-    const entries = shown.map((words, index) => element("span", "difference", words + (index + 1 < shown.length ? "; " : "")));
-    return entries.length ? element("p", "hint", "kept ", ...entries) : null;
+    return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${limits[step.stop] ?? ""}`;
   }
   function spent(step) { // the cost of a step by activity
     const of = (cost) => ["prefill", "verify", "decode"].filter((part) => cost[`${part}_tokens`]).map((part) =>
