@@ -11,7 +11,7 @@ from arbitrage_cli.cli.output import OutputOptions, command_display
     host=Option("Address to listen on.", "ADDRESS"),
     port=Option("Port to listen on; 0 selects a free port.", "PORT"),
     no_api_key=Option(f"Allow other machines to connect without an API key, which is otherwise read from {KEY_VARIABLE}."),
-    queue=Option("Maximum number of waiting requests.", "N"),
+    queue=Option("Maximum number of waiting requests; if models are on servers, for each server.", "N"),
     timeout=Option("Time limit per request, in seconds.", "SECONDS"),
 )
 def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> None:

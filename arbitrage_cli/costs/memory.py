@@ -110,24 +110,27 @@ def check_concurrency(count: int, most: int = MOST_HERE) -> None:
         )
 
 
-def check_memory(need: Need, count: int = 1) -> None:
+def check_memory(need: Need, count: int = 1, num_spare: int = 0) -> None:
     """Raise ModelMemoryError if `count` problems at once do not fit in the memory of the machine or the GPU.
+
+    `num_spare` more problems have sequences, so that they can begin while others wait for a server.
 
     A single problem must fit in the whole memory, with a warning if it needs more than the free memory. Several problems must
     fit in the free memory. Without this check, the system might grant the memory and kill the process later.
 
     Raises UsageError if llama.cpp has too few sequences for the problems.
     """
-    check_concurrency(count, need.most)
+    check_concurrency(count, need.most - num_spare)
     for part, name, total, free, hint in need.rooms():
-        needed = part.weights + count * part.each
+        needed = part.weights + (count + num_spare) * part.each
+        problems = f"{count} problems at once{f', and {num_spare} in reserve,' if num_spare else ''}"
         message = (
-            f"{f'{count} problems at once' if count > 1 else 'the models'} need {size_words(needed)} of {name} "
+            f"{problems if count > 1 else 'the models'} need {size_words(needed)} of {name} "
             f"({size_words(part.weights)} for the weights, {size_words(part.each)} for each problem's KV caches)"
         )
         is_tight = free is not None and needed > free
         if is_tight and count > 1:
-            fits = max(1, int(((free or 0) - part.weights) / max(1, part.each)))
+            fits = max(1, int(((free or 0) - part.weights) / max(1, part.each)) - num_spare)
             raise ModelMemoryError(f"{message}, more than is free", f"use --concurrency {fits}, or {hint}")
         if total is not None and needed > total:
             raise ModelMemoryError(f"{message}, but this machine has {size_words(total)}", hint)

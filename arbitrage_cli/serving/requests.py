@@ -76,6 +76,10 @@ class RefusedError(ArbitrageError):
         return "server_error" if self.status >= 500 else KINDS.get(self.status, "invalid_request_error")
 
 
+def shutting_down() -> RefusedError:
+    return RefusedError("the server is shutting down", "retry later", status=503, retry_after=0.0)
+
+
 @frozen
 class Defaults:
     """The server's settings. A request may override them within the limits.

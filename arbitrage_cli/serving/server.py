@@ -33,7 +33,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, SolutionEvent
-from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
+from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request, shutting_down
 from arbitrage_cli.serving.worker import Observe, Report, Ticket, Worker
 from arbitrage_cli.system.signals import ENDING, Interruption, interruptible
 from arbitrage_cli.types import Finished, Json, Writing, frozen
@@ -50,13 +50,11 @@ log = logging.getLogger("arbitrage.serving")
 
 @frozen
 class ServerBounds:
-    """Limits on requests: the maximum numbers of running and waiting requests, their timeout, and their size.
+    """Limits on the time of a request, and of its body.
 
     If a stream sends nothing for `keep_alive_seconds`, it sends a comment. A disconnected client is noticed as often.
     """
 
-    running: int
-    waiting: int = 64
     seconds: float = 600.0
     body_seconds: float = 10.0
     keep_alive_seconds: float = 5.0
@@ -116,7 +114,9 @@ class Endpoints:
     created: int  # Unix time
 
     async def health(self, request: Request) -> Response:
-        return JsonResponse({"status": "ok", "running": self.worker.num_running, "waiting": len(self.worker.intake)})
+        intake = self.worker.intake
+        load = {"running": self.worker.num_running, "waiting": len(intake)}
+        return JsonResponse({"status": "ok", **load, **intake.describe()})
 
     async def models(self, request: Request) -> Response:
         return JsonResponse({"object": "list", "data": [self._model(name) for name in self.defaults.names]})
@@ -131,13 +131,8 @@ class Endpoints:
 
     async def complete(self, request: Request) -> ASGIApp:
         chat = read_request(await _read_body(request, self.bounds), f"chatcmpl-{secrets.token_hex(12)}", self.defaults)
-        num_open = self.worker.num_running + len(self.worker.intake)
-        if num_open >= self.bounds.running + self.bounds.waiting:
-            message = f"the queue is full: {num_open} requests are running or waiting"
-            raise RefusedError(message, "retry later", status=429, code="queue_full", retry_after=MIN_RETRY_SECONDS)
         call = Exchange(chat, self.bounds)
-        if not self.worker.intake.put(call.ticket):
-            raise _shutting_down()
+        self.worker.intake.put(call.ticket)
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             try:
@@ -216,7 +211,7 @@ class Exchange:
                 raise answers.timed_out() from None
             return None
         if report is None:
-            raise _shutting_down()
+            raise shutting_down()
         if isinstance(report, Finished) and (refusal := answers.refusal_of(report)):
             raise refusal
         return report
@@ -240,10 +235,6 @@ async def _read_body(request: Request, bounds: ServerBounds) -> bytes:
     except TimeoutError as error:
         raise RefusedError(f"the body did not arrive within {bounds.body_seconds:g} s", status=408) from error
     return bytes(body)
-
-
-def _shutting_down() -> RefusedError:
-    return RefusedError("the server is shutting down", "retry later", status=503, retry_after=MIN_RETRY_SECONDS)
 
 
 class JsonResponse(JSONResponse):

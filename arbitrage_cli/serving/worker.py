@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from arbitrage_cli.arbitrage import Scorer
@@ -17,9 +17,20 @@ from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.serving.answers import SolutionEvent
-from arbitrage_cli.serving.bulkhead import Bulkhead
-from arbitrage_cli.serving.requests import ChatRequest
-from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, RoleLimits, ServingEvent, Started, Writing, Wrote
+from arbitrage_cli.serving.limits import Load, RequestLimits
+from arbitrage_cli.serving.requests import ChatRequest, RefusedError, shutting_down
+from arbitrage_cli.types import (
+    Decided,
+    Event,
+    Finished,
+    Json,
+    RequestEnded,
+    RoleLimits,
+    ServingEvent,
+    Started,
+    Writing,
+    Wrote,
+)
 
 Observe = Callable[[ServingEvent], None]
 Report = SolutionEvent | None  # None if the worker stopped first
@@ -47,14 +58,15 @@ class Ticket:
 
 
 class Intake:
-    """A thread-safe queue of tickets. A single thread iterates over it.
+    """A thread-safe queue of tickets. A single thread iterates over it, and calls `end` for each ticket that it received.
 
-    The next ticket is the first that `admits` accepts.
+    The next ticket is the first whose servers all have fewer running requests than the limit.
     """
 
-    def __init__(self, admits: Callable[[Ticket], bool] = lambda ticket: True) -> None:
-        self._admits = admits
+    def __init__(self, limits: RequestLimits) -> None:
+        self._limits = limits
         self._waiting: deque[Ticket] = deque()
+        self._load = Load()
         self._next: Ticket | None = None
         self._changed = threading.Condition()
         self._is_closed = False
@@ -62,18 +74,28 @@ class Intake:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, ticket: Ticket) -> bool:
-        """Queue a ticket. Return False if the intake is closed to new tickets."""
+    def describe(self) -> Json:
+        """Return the limits, and the load of each server."""
         with self._changed:
-            if not self._is_closed:
-                self._waiting.append(ticket)
+            return self._limits.to_json(self._load)
+
+    def put(self, ticket: Ticket) -> None:
+        """Queue a ticket. Raises RefusedError if too many requests need one of its servers, or the intake is closed."""
+        with self._changed:
+            if self._is_closed:
+                raise shutting_down()
+            num_open = max(map(self._load.num_open, self._needs(ticket)))
+            if num_open >= self._limits.running + self._limits.waiting:
+                message = f"the queue is full: {num_open} requests for the same models are running or waiting"
+                raise RefusedError(message, "retry later", status=429, code="queue_full", retry_after=0.0)
+            self._waiting.append(ticket)
+            self._load.waiting.update(self._needs(ticket))
             self._changed.notify()
-            return not self._is_closed
 
     def withdraw(self, ticket: Ticket) -> None:
         ticket.end = ticket.end or "cancelled"
         with self._changed, contextlib.suppress(ValueError):
-            self._waiting.remove(ticket)
+            self._remove(ticket)
 
     def close(self) -> None:
         with self._changed:
@@ -83,13 +105,29 @@ class Intake:
     def is_ready(self) -> bool:
         """Reserve the next ticket, so that it cannot be withdrawn. Return false if the iterator would block."""
         with self._changed:
-            if not self._next and (ticket := next(filter(self._admits, self._waiting), None)):
-                self._waiting.remove(ticket)
+            if not self._next and (ticket := next(filter(self._may_run, self._waiting), None)):
+                self._remove(ticket)
+                self._load.running.update(self._needs(ticket))
                 self._next = ticket
             return bool(self._next) or (self._is_closed and not self._waiting)
 
+    def end(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._load.running.subtract(self._needs(ticket))
+
+    def _needs(self, ticket: Ticket) -> Collection[str]:
+        return self._limits.needs(ticket.policy)
+
+    def _may_run(self, ticket: Ticket) -> bool:
+        return all(self._load.running[server] < self._limits.running for server in self._needs(ticket))
+
+    def _remove(self, ticket: Ticket) -> None:
+        """Remove a waiting ticket. Raises ValueError if the ticket does not wait."""
+        self._waiting.remove(ticket)
+        self._load.waiting.subtract(self._needs(ticket))
+
     def drain(self) -> list[Ticket]:
-        """Remove and return all tickets, whether or not they are admitted."""
+        """Remove and return all tickets, whether or not they may run."""
         with self._changed:
             rest = [*([self._next] if self._next else []), *self._waiting]
             self._next = None
@@ -114,12 +152,11 @@ class Worker:
         self,
         scheduler: Scheduler,
         scorer_for: Callable[[Policy, RoleLimits], Scorer | Checker | None],
-        bulkhead: Bulkhead | None = None,
+        limits: RequestLimits,
     ) -> None:
         self._scheduler = scheduler
         self._scorer_for = scorer_for
-        self._bulkhead = bulkhead or Bulkhead()
-        self.intake = Intake(lambda ticket: self._bulkhead.admits(ticket.policy))
+        self.intake = Intake(limits)
         self._tickets: dict[str, Ticket] = {}
 
     @property
@@ -142,7 +179,6 @@ class Worker:
         for ticket in self.intake:
             request = ticket.request
             self._tickets[request.problem.id] = ticket
-            self._bulkhead.enter(ticket.policy)
             scorer = self._scorer_for(ticket.policy, request.limits)
             make_flow = partial(request.route.flow, seed=request.sampler.seed, scorer=scorer)
             yield Job(request.problem, make_flow, request.own_limits, ticket.deadline, request.sampler)
@@ -159,6 +195,6 @@ class Worker:
             ticket.deliver(event)
         elif isinstance(event, Finished):
             del self._tickets[event.trace.problem.id]
-            self._bulkhead.leave(ticket.policy)
+            self.intake.end(ticket)
             observe(RequestEnded(request.model, event, time.perf_counter() - ticket.arrived, ticket.end))
             ticket.deliver(event)

@@ -57,10 +57,12 @@ class Faulty:
     def __init__(self, kind: str, endpoint: str, text: str) -> None:
         self.server = ChatServer(Api(), key=KEY) if kind == "chat" else HashServer(kind, key=KEY)  # type: ignore[arg-type]
         self.endpoint, self.text, self.fault = endpoint, text, ""
+        self.num_failed = 0
         self._answer, self.server.handle = self.server.handle, self._handle  # type: ignore[method-assign]
 
     def _handle(self, path: str, body: Body | None, headers: Mapping[str, str]) -> Answer:
-        is_meant = self.fault and path.endswith(self.endpoint) and self.text in self._text(body or {})
+        is_meant = bool(self.fault) and path.endswith(self.endpoint) and self.text in self._text(body or {})
+        self.num_failed += is_meant
         return FAULTS[self.fault] if is_meant else self._answer(path, body, headers)
 
     def _text(self, body: Body) -> str:
@@ -161,11 +163,13 @@ def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) ->
     assert KEY not in log
 
 
-def test_serve_keeps_slots_for_others_while_a_server_is_silent() -> None:
-    """Three of five slots may wait for it. After three failures, the other requests for it fail at once."""
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+def test_requests_for_a_silent_server_keep_no_others_from_running(concurrency: int) -> None:
+    """They fill the slots and the queue of this server, and no others. Once one has failed, the waiting ones fail at once."""
     faulty = Faulty("vllm", "completions", "")
-    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"CHUNK_SECONDS": 3.0, "BREAK_SECONDS": 1000.0}))
-    options = ("--draft", "scripted:draft", "--concurrency", "5")
+    limits = {"CHUNK_SECONDS": 3.0, "MAX_FAILED": 1, "BREAK_SECONDS": 1000.0}
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps(limits))
+    options = ("--draft", "scripted:draft", "--concurrency", str(concurrency), "--queue", "5")
     with (
         on_loopback(faulty.server) as address,
         served(*options, "--target", address, models=(), env=ENV, program=program) as (_, client),
@@ -176,17 +180,38 @@ def test_serve_keeps_slots_for_others_while_a_server_is_silent() -> None:
             messages = [{"role": "user", "content": "1 + 1"}]
             return client.post("/chat/completions", json={"model": model, "messages": messages}).status_code
 
-        def load() -> tuple[int, int]:
-            health = client.get(client.base_url.join("/health")).json()
-            return health["running"], health["waiting"]
+        def health() -> Any:
+            return client.get(client.base_url.join("/health")).json()
 
         faulty.fault = "silence"
-        failing = [pool.submit(ask, "target") for _ in range(8)]
-        awaited(lambda: load() == (3, 5))
-        assert ask("draft") == 200
+        failing = [pool.submit(ask, "target") for _ in range(concurrency + 5)]
+        load = {"running": concurrency, "waiting": 5}
+        expected = {"status": "ok", **load, "limits": load, "servers": [{"models": ["target"], **load}]}
+        awaited(lambda: health() == expected)
+        assert [ask(model) for model in ("target", "draft", "entropy", "draft")] == [429, 200, 429, 200]
         assert not any(one.done() for one in failing)
-        num_asked = faulty.server.counts["/v1/completions"]
-        assert [one.result(TIMEOUT) for one in failing] == [502] * 8
-        assert faulty.server.counts["/v1/completions"] == num_asked
+        assert [one.result(TIMEOUT) for one in failing] == [502] * len(failing)
+        assert faulty.num_failed == concurrency
         faulty.fault = ""
         assert (ask("target"), ask("draft")) == (502, 200)
+
+
+def test_a_deadline_that_passes_in_silence_is_a_failure_of_the_server() -> None:
+    faulty = Faulty("vllm", "completions", "")
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"CHUNK_SECONDS": 60.0, "BREAK_SECONDS": 1000.0}))
+    options = ("--draft", "scripted:draft", "--timeout", "1")
+    with (
+        on_loopback(faulty.server) as address,
+        served(*options, "--target", address, models=(), env=ENV, program=program) as (_, client),
+        ThreadPoolExecutor(3) as pool,
+    ):
+
+        def ask(model: str) -> int:
+            messages = [{"role": "user", "content": "2 + 3"}]
+            body = {"model": model, "messages": messages, "max_tokens": 8}
+            return client.post("/chat/completions", json=body).status_code
+
+        faulty.fault = "silence"
+        for answers in ([504, 504], [504], [502]):  # the last one is not sent
+            assert list(pool.map(ask, ["target"] * len(answers))) == answers
+        assert (faulty.num_failed, ask("draft")) == (3, 200)

@@ -159,3 +159,14 @@ def test_what_does_not_fit_is_refused_with_what_would(count: int, need: Need, hi
 def test_what_fits_is_taken() -> None:
     check_memory(Need(Part(10, 10), Part(100, 50)), 8)
     check_memory(Need(Part(100, 100)), 9)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_problems_in_reserve_need_memory_too() -> None:
+    check_memory(Need(Part(100, 100)), 7, num_spare=2)
+    with pytest.raises(ModelMemoryError) as caught:
+        check_memory(Need(Part(100, 100)), 8, num_spare=2)
+    assert "--concurrency 7" in caught.value.hint
+    with pytest.raises(UsageError) as refused:
+        check_memory(Need(Part(), most=16), 15, num_spare=2)
+    assert "--concurrency 14" in refused.value.hint

@@ -23,6 +23,7 @@ from serving import CONCURRENCY, DEFAULTS, LONG, Gate, Served, chunks, refusal, 
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.serving.answers import StopFilter
+from arbitrage_cli.serving.limits import RequestLimits
 from arbitrage_cli.serving.requests import RefusedError, read_request
 from arbitrage_cli.serving.server import Access, ServerBounds
 from arbitrage_cli.serving.worker import Intake, Ticket
@@ -421,7 +422,13 @@ def test_the_key() -> None:
             assert (response.status_code, refusal(response)["code"]) == (401, "invalid_api_key")
             assert KEY not in response.text
         assert client.get("/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
-        assert client.get("/health", headers={"host": "anything"}).json() == {"status": "ok", "running": 0, "waiting": 0}
+        idle, limits = {"running": 0, "waiting": 0}, {"running": CONCURRENCY, "waiting": 64}
+        assert client.get("/health", headers={"host": "anything"}).json() == {
+            "status": "ok",
+            **idle,
+            "limits": limits,
+            "servers": [],
+        }
 
 
 @pytest.mark.parametrize(
@@ -446,7 +453,7 @@ def test_only_known_hosts_are_served(client: Served, host: str, status: int) -> 
 
 
 def test_bodies_that_never_end() -> None:
-    with serving(bounds=ServerBounds(8, body_seconds=0.5)) as client:
+    with serving(bounds=ServerBounds(body_seconds=0.5)) as client:
         with socket.create_connection(client.address, timeout=TIMEOUT) as slow:
             slow.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
             answer = b"".join(iter(lambda: slow.recv(1000), b""))  # to the end of the connection
@@ -493,7 +500,7 @@ def test_an_idle_connection_outlives_the_pools_of_clients(client: Served) -> Non
 def test_a_full_queue() -> None:
     gate = Gate()
     gate.close()
-    with serving(gate=gate, bounds=ServerBounds(1, 2), concurrency=1) as client, ThreadPoolExecutor(3) as pool:
+    with serving(gate=gate, concurrency=1, queue=2) as client, ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(client.ask) for _ in range(3)]
         wait_until(client, lambda running, waiting: running + waiting == 3)
         full = client.ask()
@@ -507,7 +514,7 @@ def test_a_full_queue() -> None:
 def test_a_request_that_takes_too_long(concurrency: int) -> None:
     gate = Gate()
     gate.close()
-    bounds = ServerBounds(concurrency, seconds=0.3, keep_alive_seconds=0.1)
+    bounds = ServerBounds(seconds=0.3, keep_alive_seconds=0.1)
     with serving(gate=gate, bounds=bounds, concurrency=concurrency) as client, ThreadPoolExecutor(2) as pool:
         for asked in [pool.submit(client.ask) for _ in range(2)]:
             late = asked.result()
@@ -518,7 +525,10 @@ def test_a_request_that_takes_too_long(concurrency: int) -> None:
 
 def test_a_request_withdrawn_while_the_scheduler_takes_it() -> None:
     """Otherwise, the scheduler would wait for another request while it solves problems."""
-    intake, request = Intake(), read_request(b'{"messages": [{"role": "user", "content": "1"}]}', "1", DEFAULTS)
+    intake, request = (
+        Intake(RequestLimits()),
+        read_request(b'{"messages": [{"role": "user", "content": "1"}]}', "1", DEFAULTS),
+    )
     taken = Ticket(request, 10.0, lambda report: None)
     intake.put(taken)
     with ThreadPoolExecutor(1) as pool:
@@ -535,7 +545,7 @@ def test_a_request_withdrawn_while_the_scheduler_takes_it() -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_clients_that_hang_up_leave_nothing(stream: bool) -> None:
     gate = Gate()
-    with serving(gate=gate, bounds=ServerBounds(100, keep_alive_seconds=0.01)) as client:
+    with serving(gate=gate, queue=100, bounds=ServerBounds(keep_alive_seconds=0.01)) as client:
         expected_text = text_of(client.ask())
         gate.close()
         body = json.dumps({"messages": USER, "stream": stream}).encode()
@@ -560,7 +570,7 @@ def test_a_stream_says_that_it_is_alive() -> None:
     gate = Gate()
     gate.close()
     with (
-        serving(gate=gate, bounds=ServerBounds(4, keep_alive_seconds=0.01)) as client,
+        serving(gate=gate, bounds=ServerBounds(keep_alive_seconds=0.01)) as client,
         client.stream("POST", "/v1/chat/completions", json={"messages": USER, "stream": True}) as response,
     ):
         lines = response.iter_lines()
@@ -586,7 +596,7 @@ LONG_QUESTION = {"messages": [{"role": "user", "content": "long " * 360}], "mode
 
 def test_a_stream_says_that_it_is_alive_while_a_model_reads_a_long_prompt() -> None:
     with (
-        serving(gate=SlowPrefill(), bounds=ServerBounds(4, keep_alive_seconds=0.1)) as client,
+        serving(gate=SlowPrefill(), bounds=ServerBounds(keep_alive_seconds=0.1)) as client,
         client.stream("POST", "/v1/chat/completions", json=LONG_QUESTION) as response,
     ):
         lines = [line for line in response.iter_lines() if line]
@@ -595,7 +605,7 @@ def test_a_stream_says_that_it_is_alive_while_a_model_reads_a_long_prompt() -> N
 
 
 def test_a_client_that_leaves_while_a_model_reads_its_prompt_is_noticed() -> None:
-    with serving(gate=SlowPrefill(), bounds=ServerBounds(4, keep_alive_seconds=0.1)) as client:
+    with serving(gate=SlowPrefill(), bounds=ServerBounds(keep_alive_seconds=0.1)) as client:
         body = json.dumps(LONG_QUESTION).encode()
         with socket.create_connection(client.address, timeout=TIMEOUT) as raw:
             raw.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)

@@ -16,6 +16,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import AvailableRouter, Menu, Route
+from arbitrage_cli.serving.limits import RequestLimits
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
@@ -98,6 +99,7 @@ def serving(
     bounds: ServerBounds | None = None,
     access: Access | None = None,
     concurrency: int = CONCURRENCY,
+    queue: int = 64,
     thinking: Thinking = Thinking(),  # noqa: B008 - frozen
 ) -> Iterator[Served]:
     """Run a server, and check that its thread ends without an error."""
@@ -106,9 +108,10 @@ def serving(
     scheduler = Scheduler(engines, concurrency=concurrency)
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
-    allowed, access = bounds or ServerBounds(concurrency), access or Access(None, NAMES.__contains__)
+    request_limits, access = RequestLimits(concurrency, queue), access or Access(None, NAMES.__contains__)
     defaults = replace(DEFAULTS, limits=limits_for_both(SHORT, thinking))
-    service = Service(Worker(scheduler, lambda policy, limits: None), defaults, allowed, access)
+    worker = Worker(scheduler, lambda policy, limits: None, request_limits)
+    service = Service(worker, defaults, bounds or ServerBounds(), access)
     with closing(bind("127.0.0.1", 0)) as bound:
 
         def run() -> None:

@@ -14,8 +14,7 @@ from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
-from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.serving.bulkhead import Bulkhead
+from arbitrage_cli.serving.limits import RequestLimits
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
@@ -35,11 +34,11 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         access = Access(key, _accepted_hosts(bound, options, key))
         session = stack.enter_context(open_session(display))
-        bounds = ServerBounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
-        worker = Worker(session.models.scheduler(), session.scorer, _bulkhead(session))
-        service = Service(worker, defaults, bounds, access)
+        limits = RequestLimits(session.concurrency, options.queue, session.models.servers)
+        worker = Worker(session.models.scheduler(), session.scorer, limits)
+        service = Service(worker, defaults, ServerBounds(options.timeout), access)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         run = session.run_info(num_problems=None)
@@ -77,16 +76,6 @@ def _limits_with(session: Session, thinking: Thinking) -> RoleLimits | None:
     with contextlib.suppress(UsageError):
         return with_thinking(session, thinking, (*WRITING, "check"))
     return None
-
-
-def _bulkhead(session: Session) -> Bulkhead:
-    models = session.models.by_role
-
-    def servers_of(policy: Policy) -> set[str]:
-        return {server for role in policy.models if role in models and (server := models[role].server)}
-
-    of_all = servers_of(POLICIES["draft"]) & servers_of(POLICIES["target"])  # every policy needs one of these models
-    return Bulkhead(session.concurrency, servers_of, of_all)
 
 
 def _api_key() -> str | None:

@@ -17,11 +17,14 @@ from arbitrage_cli.app.deciding.solve_command import SolveCommand
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.costs.store import find_measurements, threads_without_costs
 from arbitrage_cli.inference.chat_template import PromptStyle
-from arbitrage_cli.model_files.pairs import hub_name, local_files
+from arbitrage_cli.model_files.pairs import hub_name, is_served, local_files
 from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route
 from arbitrage_cli.runs.run import Asked, Run, Setup
 from arbitrage_cli.types import ByRole, ModelRole, frozen
+
+SPARE = 2
+"""The number of requests to `serve` that find a sequence while `concurrency` others wait for the server of a model."""
 
 FactsOf = Callable[[Request], RequestFacts]
 """Collects what is known about the models of a request and about this machine."""
@@ -59,6 +62,11 @@ class Plan:
     resumed: Run | None
     solve_command: SolveCommand
     thinking_pair: str | None
+
+    @property
+    def num_spare(self) -> int:
+        """The number of problems, beyond `concurrency`, for which the models on this machine have sequences."""
+        return SPARE if self.use == "serve" and any(map(is_served, self.sources.values())) else 0
 
     @property
     def style(self) -> PromptStyle:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 class OpenModels:
     """The models of a decision. `by_role` is empty until `load` is called.
 
-    `concurrency` problems are solved at once. The writers, and the `writing` options, exist once the models are loaded.
+    `concurrency` problems are solved at once, and `num_slots` may be begun. The writers, and the `writing` options, exist
+    once the models are loaded.
     """
 
     by_role: dict[ModelRole, Model]
@@ -56,6 +57,7 @@ class OpenModels:
         self.by_role = {}
         self._backends: dict[ModelRole, Backend] = {}
         self.concurrency = min(plan.concurrency, max_concurrency or plan.concurrency)
+        self.num_slots = self.concurrency + plan.num_spare
         paths = [path for source in plan.sources.values() for path in local_files(source)]
         self._file_states = {path: state_of(path) for path in paths}
 
@@ -75,7 +77,7 @@ class OpenModels:
         Raises UsageError or ModelMemoryError if they do not fit in the memory; UsageError if a server's model has changed.
         """
         sources, decided = self._plan.sources, self._decided
-        check_memory(self._memory_needed, self.concurrency)
+        check_memory(self._memory_needed, self.concurrency, self._plan.num_spare)
         for role, source in sources.items():  # servers first, because files take time to load
             if is_served(source) and (remote := self._open_served(role)):
                 self._add_served(role, remote)
@@ -99,6 +101,11 @@ class OpenModels:
             clock=sparing(clock_for(model.card for model in self.by_role.values())),
         )
         self.writers = Writers(self.by_role, self.writing)
+
+    @property
+    def servers(self) -> dict[ModelRole, str]:
+        """The servers of the models that are not in this process."""
+        return {role: model.server for role, model in self.by_role.items() if model.server}
 
     @property
     def cores(self) -> int:
@@ -159,7 +166,7 @@ class OpenModels:
         """
         writers, policy = self.writers(route), route.policy if route else policy
         speculator = as_speculator(writers.get("draft"))
-        return Scheduler(writers, concurrency=self.concurrency, rater=self._rater(policy), speculator=speculator)
+        return Scheduler(writers, concurrency=self.num_slots, rater=self._rater(policy), speculator=speculator)
 
     def collector(self, policy: Policy) -> Scheduler:
         """Return a scheduler for the collection of states. If the target continues steps for rewards, it is greedy.
@@ -171,7 +178,7 @@ class OpenModels:
         if rater is None:
             greedy = replace(self.writing, sampler=Sampler(), unit_costs={})
             writers["target"] = self.by_role["target"].writer("target", greedy)
-        return Scheduler(writers, concurrency=self.concurrency, rater=rater)
+        return Scheduler(writers, concurrency=self.num_slots, rater=rater)
 
     def read_shared(self, limits: RoleLimits) -> None:
         """Prefill the prefix of all prompts in the models on this machine, once their writers exist.
@@ -180,7 +187,7 @@ class OpenModels:
         """
         for role, model in self.by_role.items():
             if isinstance(model, LocalModel):
-                model.read_shared(Problem("", "", thinks=limits.of(role).thinking.switch), self.concurrency)
+                model.read_shared(Problem("", "", thinks=limits.of(role).thinking.switch), self.num_slots)
 
     def _rater(self, policy: Policy | None) -> Rater | None:
         """Return the rater, if this policy needs a process reward model."""
@@ -201,7 +208,7 @@ class OpenModels:
             load,
             context_size=model.context_size,
             threads=self._plan.threads.get(role),
-            num_sequences=self.concurrency,
+            num_sequences=self.num_slots,
             rollback=self._rollback.get(role, 0),
             template_variables={} if role == "prm" else load.template_variables,
         )

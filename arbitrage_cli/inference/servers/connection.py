@@ -259,6 +259,10 @@ class Server:
         self._patience.note_response()
         return answer
 
+    def note_failure(self) -> None:
+        """Note that the server failed work that was cancelled. Call this in the connection's thread."""
+        self._patience.note_failure()
+
     def redacted(self, text: str) -> str:
         """Replace the API key, which some servers repeat, even with line breaks in it."""
         return re.sub(r"(?:\s|\\[nrt])*\\?".join(map(re.escape, self.key)), "***", text) if self.key else text

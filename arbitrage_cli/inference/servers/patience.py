@@ -88,6 +88,9 @@ class Patience(Protocol):
     def note_end(self) -> None:
         """Note that the server completed some work, or refused it for a reason."""
 
+    def note_failure(self) -> None:
+        """Note that the server failed a request, for example because the request's deadline passed in silence."""
+
 
 @dataclass
 class RunPatience:
@@ -149,6 +152,9 @@ class RunPatience:
     def note_end(self) -> None:
         self.failing_since = None
 
+    def note_failure(self) -> None:
+        pass  # only unbroken failures of all requests end a run
+
 
 @dataclass
 class ServePatience:
@@ -185,8 +191,7 @@ class ServePatience:
         delay = _backoff(tries, MAX_SERVING_DELAY)
         has_waited = failure.status == TIMEOUT or time.monotonic() + delay - tries.failing_since > SERVING_SECONDS
         if has_waited or tries.num_counted >= MAX_SERVING_TRIES:
-            self.num_failed += 1
-            self.refuses_until = time.monotonic() + BREAK_SECONDS
+            self.note_failure()
             raise ServerError(f"{self.server} {failure}", "check that it is running and not overloaded")
         return delay
 
@@ -195,6 +200,10 @@ class ServePatience:
 
     def note_end(self) -> None:
         self.num_failed = 0
+
+    def note_failure(self) -> None:
+        self.num_failed += 1
+        self.refuses_until = time.monotonic() + BREAK_SECONDS
 
 
 def _backoff(tries: Tries, most: float) -> float:

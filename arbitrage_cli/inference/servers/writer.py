@@ -4,6 +4,7 @@ Steps are written in the connection's thread and returned by `tick` in the threa
 asked, `solution` how responses become steps, `billing` what a step costs, and `chat` how chat APIs are asked.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -33,13 +34,27 @@ class _Slot:
 
     solution: Solution
 
-    def __init__(self, number: int, notify: Callable[[], None]) -> None:
+    def __init__(self, number: int, notify: Callable[[], None], deadline: Deadline | None) -> None:
         self._number = number
         self._notify = notify
+        self._deadline = deadline
+        self._silent_since = 0.0
         self.writing: Future[None] | None = None
         self.updates: deque[SlotUpdate] = deque()
 
+    def begin(self, writing: "Future[None]") -> None:
+        self.writing = writing
+        self._silent_since = time.monotonic()
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the deadline has passed, and the server was silent for most of the time until then."""
+        silent = time.monotonic() - self._silent_since
+        return self._deadline is not None and self._deadline.has_passed and silent > self._deadline.seconds / 2
+
     def report(self, **update: Any) -> None:
+        if update.get("text"):
+            self._silent_since = time.monotonic()
         self.updates.append(SlotUpdate(self._number, **update))
         self._notify()
 
@@ -97,7 +112,7 @@ class ServedWriter:
         """Assign a problem to a slot. Raises ServerRequestError if the server cannot show where its thinking ends."""
         if problem.thinks and self.model.dialect.is_plain and self._options.prompt.think_format is not THINK:
             raise self._options.hidden_end()
-        opened = _Slot(slot, self._connection.notify)
+        opened = _Slot(slot, self._connection.notify, deadline)
         opened.solution = self._solution(problem, sampler or self.sampler, opened.report)
         self._slots[slot] = opened
 
@@ -116,7 +131,7 @@ class ServedWriter:
         opened = self._slots[slot]
         if not opened.solution.until_end:  # otherwise, the step is already being written
             opened.solution.begin(request)
-            opened.writing = self._connection.begin(self._write(opened))
+            opened.begin(self._connection.begin(self._write(opened)))
         return 0
 
     def tick(self) -> list[SlotUpdate]:
@@ -139,6 +154,8 @@ class ServedWriter:
         opened.writing = None
 
         async def cut() -> list[Step]:
+            if opened.is_failed:
+                self.model.server.note_failure()
             return opened.cut()
 
         return self._connection.run(cut())
