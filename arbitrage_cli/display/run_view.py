@@ -50,7 +50,7 @@ class RunView:
         full = round(BAR * share)
         bar = ("  " + "█" * full, "green"), ("░" * (BAR - full), "dim")
         progress = wording.joined(self._counts, self._time_left(now))
-        head = Line.of((self._progress.title, "bold"), f"  {clock}  {progress}", *bar, rows=1)
+        head = Line.of((progress, "bold"), f"  {clock}  {self._progress.title}", *bar, rows=1)  # the end may be cut
         last = [Line.of((f"  last: {self._last}", "dim"), rows=1)] if self._last else []
         return [head, *_standing_lines(self._progress.standings), self._attempt_line, *last]
 

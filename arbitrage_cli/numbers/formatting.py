@@ -24,7 +24,13 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    return NO_FIGURE if share is None else f"{100 * share:.1f}%".replace("100.0", "100")
+    """Return a share such as `97.5%`. Only the whole is `100%`."""
+    if share is None:
+        return NO_FIGURE
+    shown = f"{100 * share:.1f}%"
+    if shown != "100.0%":
+        return shown
+    return "100%" if share >= 1 else "99.9%"
 
 
 def whole_percent(share: float | None) -> str:

@@ -54,9 +54,13 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Attempts:
 
 
 def advised(
-    options: Options, output: str | None = "run", display: Shown | None = None, dataset: str | None = None
+    options: Options,
+    output: str | None = "run",
+    display: Shown | None = None,
+    dataset: str | None = None,
+    mapping: str | None = None,
 ) -> Advice:
-    given = AdviceOptions(dataset, output_folder=Path(output) if output else None, minutes=1.0)
+    given = AdviceOptions(dataset, mapping=mapping, output_folder=Path(output) if output else None, minutes=1.0)
     return advise_pair(options, given, display or Shown())
 
 
@@ -99,6 +103,14 @@ def test_more_time_is_recommended_if_there_are_enough_problems(
     attempts(num_solved, CAREFUL_PAYS)
     made = advised(Options(), dataset=str(questions))
     assert (made.confidence, made.finished, made.minutes is not None) == (None, num_solved, helps)
+
+
+def test_another_data_set_is_named_and_not_the_mapping_of_the_run(home: Path, attempts: Attempts) -> None:
+    (home / "mapped.jsonl").write_text("".join(f'{{"q": "{number} + 5"}}\n' for number in range(4)))
+    attempts(2, CAREFUL_PAYS)
+    advised(Options(), dataset=str(home / "mapped.jsonl"), mapping="question=q")
+    again = Options(explicit=frozenset({"dataset"}))
+    assert refused(advised, again, dataset="builtin").option == "dataset"
 
 
 def test_the_report_shows_the_figures_of_the_advice(attempts: Attempts) -> None:

@@ -43,6 +43,13 @@ def test_only_names_of_models_and_pairs_are_fetched(tmp_path: Path, monkeypatch:
     assert refused(describe_models, [HUB]).hint.endswith(f"arbitrage models pull {HUB}")
 
 
+def test_a_pull_of_a_pair_includes_its_process_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    pair = replace(read_pairs()["builtin"], name="mine", draft=ModelEntry(HUB), prm="user/Prm-GGUF")
+    add_pair(tmp_path / "arbitrage" / "pairs.toml", pair)
+    assert names_to_fetch("mine") == [HubName(HUB), HubName("user/Prm-GGUF")]
+
+
 def test_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "damaged").write_bytes(b"GGUF" + b"\xff" * 60)

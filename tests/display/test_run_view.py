@@ -39,13 +39,20 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
     view.clock.now += 30.0
     view.display.handle(Wrote(trace, "draft", "x"))
     before, head, names, _, entropy, attempt, last = view.screen.lines
-    assert head == "bench set  00:30  5/6; about 30 s left  " + "█" * 20 + "░" * 4
+    assert head == "5/6; about 30 s left  00:30  bench set  " + "█" * 20 + "░" * 4
     assert entropy == "  entropy@0.5   2/3    50%    3.00       1"
     assert names.split() == ["done", "right", "s", "each", "failed"]
     assert attempt[1:].split() == ["p7,", "entropy@0.5", "1", "draft", "1", "token"]
     assert last == "  last: p[2J1, entropy@0.5: incorrect (1 2), 12.34 s"
     view.display.close()
     assert view.screen.lines == [before]
+
+
+def test_a_narrow_terminal_shows_the_count_and_the_time_left(make_view: MakeView) -> None:
+    view = make_view(replace(BEGUN, finished=0, title="bench HuggingFaceH4/MATH-500, a sample of 100 of 500"), columns=40)
+    view.clock.now += 10.0
+    view.display.handle(AttemptEnded("p1", "target", "correct", "1", 10.0, replace(BEGUN, finished=1)))
+    assert "1/6; about 50 s left" in view.screen.text
 
 
 @pytest.mark.parametrize(("limit", "left"), [(20.0, "about 10 s left"), (600.0, "about 50 s left")])
@@ -60,7 +67,7 @@ def test_time_left_is_at_most_the_time_until_the_limit(make_view: MakeView, limi
 
 def test_narrow_terminal_loses_the_bar_before_the_figures(make_view: MakeView) -> None:
     _, head, *_, row = make_view(BEGUN, 50).screen.lines
-    assert head.startswith("bench set  00:00  4/6  ██")
+    assert head.startswith("4/6  00:00  bench set  ██")
     assert row == "  entropy@0.5   2/3    50%    3.00       1"
 
 

@@ -66,3 +66,11 @@ def test_a_tau_of_hundreds_of_digits_has_an_exponent() -> None:
 )
 def test_an_interval_of_shares_has_a_readable_minus(interval: tuple[float, float] | None, text: str) -> None:
     assert formatting.percent_range(interval) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.975, "97.5%"), (0.9996, "99.9%"), (0.99949, "99.9%"), (1.0, "100%"), (11.0, "1100.0%"), (0.0, "0.0%"), (None, "-")],
+)
+def test_only_the_whole_is_a_hundred_percent(share: float | None, text: str) -> None:
+    assert formatting.percent(share) == text

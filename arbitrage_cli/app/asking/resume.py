@@ -158,12 +158,19 @@ def _values_in_run(group: Any, run: Run) -> Json:
 
 
 def _is_replaced(name: str, group: Any, resumed: Resumed) -> bool:
-    """Return whether another option that is typed now takes the place of this one: a limit of ids, a policy of a tau."""
+    """Return whether an option that is typed now takes the place of this one: a limit of ids, a data set of its mapping."""
+    asked = resumed.run.asked.options
     if name == "ids":
         return "limit" in resumed.typed
+    if name == "mapping":
+        return "dataset" in resumed.typed and not _is_dataset(group.dataset, asked.get("dataset"))
     if name == "tau":
-        return "policy" in resumed.typed and group.policy != resumed.run.asked.options.get("policy")
+        return "policy" in resumed.typed and group.policy != asked.get("policy")
     return False
+
+
+def _is_dataset(now: str, before: str | None) -> bool:
+    return now == before or (before is not None and Path(now).absolute() == Path(before))
 
 
 def _is_same(name: str, now: object, before: object, run: Run) -> bool:

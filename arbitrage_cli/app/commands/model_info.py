@@ -59,7 +59,8 @@ def sources_of(name: str) -> list[str]:
 
 def names_to_fetch(name: str) -> list[HubName]:
     """Return the Hub models that a pair or model name refers to. Raises UsageError if the name is unknown."""
-    sources = sources_of(name)
+    pair = user_pairs().named(name)
+    sources = [name] if pair is None else [source for source in pair.sources.values() if not is_served(source)]
     for source in sources:
         if not (hub_name(source) or local_files(source)):
             hint = "use a Hub model (user/repo:quant) or a pair: " + ", ".join(user_pairs())
