@@ -141,6 +141,11 @@ class RoleLimits:
     target: Limits = Limits()
     check: Limits | None = None
 
+    @property
+    def has_quick_answers(self) -> bool:
+        """Whether the draft answers without thinking, and the target thinks."""
+        return self.draft.thinking.is_off and self.target.thinking.is_on
+
     def of(self, *roles: ModelRole) -> Limits:
         """Return the limits of a solution to which models with these roles contribute: those of the target if it is one."""
         match roles:
@@ -424,12 +429,14 @@ class Started:
 class Writing:
     """Event: a model prefills `num_unread` tokens before it writes the next step.
 
-    During a long prefill, the event is repeated.
+    During a long prefill, the event is repeated. The `phase` is that of the model's own solution, which may be compared with
+    others before it belongs to the trace.
     """
 
     trace: Trace
     model: ModelRole
     num_unread: int
+    phase: Phase = "answer"
 
 
 @frozen
@@ -446,6 +453,7 @@ class Wrote:
     trace: Trace
     model: ModelRole
     text: str
+    phase: Phase = "answer"
 
 
 @frozen

@@ -4,7 +4,7 @@ A mutation puts one fault into the program, such as a KV cache that keeps a toke
 mutation that no test notices shows that the law's test has lost its teeth.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -15,21 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 import test_laws as laws
+import test_quick_answers as quick
 import test_rewards as rewards
 from hash_language import HashBackend, Rollback, Rounding, Wavering
 
-from arbitrage_cli.arbitrage import EarlyStop, Flow, Scorer, WriteStep
+from arbitrage_cli import agreement
+from arbitrage_cli.arbitrage import EarlyStop, Flow, FlowRequest, Scorer, WriteStep
 from arbitrage_cli.inference import kv_cache
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.decoding import Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import CachedProblem, CachedSequence, KvCache
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing import flows
+from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.runs import results
 from arbitrage_cli.runs.records import NO_COST, Tally
 from arbitrage_cli.runs.rows import ComparedAnswers, KeptStep, WrittenStep
-from arbitrage_cli.types import Check, CheckedSolution, Cost, Decision, Phase, Step, Trace
+from arbitrage_cli.types import Check, CheckedSolution, Cost, Decision, ModelRole, Phase, Problem, Step, Trace
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 Law = Callable[..., None]
@@ -332,6 +336,57 @@ def test_the_law_notices_what_is_not_folded(mutation: Mutation, monkeypatch: pyt
     mutation(monkeypatch)
     with pytest.raises(AssertionError):
         law(DECISIONS, COST, COMPARED, [WRITTEN], [WRITTEN])
+
+
+# --- quick answers
+
+
+def with_limits_of_the_target(checker: Checker, trace: Trace, model: ModelRole) -> Trace:
+    return Trace(replace(trace.problem, thinks=checker.limits.target.thinking.switch), checker.limits.target)
+
+
+def all_agree(*_: object) -> Generator[FlowRequest, bool, bool]:
+    yield from ()
+    return True
+
+
+def keeps_its_prompt(right: Callable[..., Any]) -> Callable[..., Any]:
+    def opened(scheduler: Scheduler, flight: Any, role: ModelRole, problem: Problem) -> Any:
+        return right(scheduler, flight, role, flight.problems.get(role, problem))
+
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("mutation", "law"),
+    [
+        pytest.param(
+            replaced(Checker, "_own_trace", lambda right: with_limits_of_the_target),
+            partial(quick.test_answers_that_always_agree_leave_the_drafts_text, Sampler(), 1, ("draft", "check")),
+            id="quick answers that think",
+        ),
+        pytest.param(
+            replaced(agreement, "_agrees", lambda right: all_agree),
+            partial(quick.test_answers_that_never_agree_leave_the_targets_text, Sampler(), 1, ("draft", "check")),
+            id="answers that are not compared",
+        ),
+    ],
+)
+def test_the_law_notices_in_quick_answers(
+    mutation: Mutation, law: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 8."""
+    law()
+    mutation(monkeypatch)
+    with pytest.raises(AssertionError):
+        law()
+
+
+def test_the_law_notices_a_draft_that_speculates_with_its_quick_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 8."""
+    replaced(Scheduler, "_opened", keeps_its_prompt)(monkeypatch)
+    with pytest.raises(AssertionError):
+        quick.test_the_draft_that_speculates_for_thoughts_has_their_prompt(monkeypatch)
 
 
 # --- in llama.cpp

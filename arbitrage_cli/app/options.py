@@ -71,18 +71,23 @@ class Options:
     command: Sequence[str] = ()
 
     @property
+    def has_quick_answers(self) -> bool:
+        """Whether quick answers are compared, and the target thinks only if they differ."""
+        return self.think == "auto"
+
+    @property
     def thinking(self) -> Thinking | None:
-        """Whether the models think, or None if the user did not choose. Raises UsageError if the value is invalid."""
+        """Whether the target thinks, or None if the user did not choose. Raises UsageError if the value is invalid."""
         match self.think:
             case None:
                 return None
             case "off":
                 return Thinking(False)
-            case "on":
+            case "on" | "auto":
                 return Thinking(True)
             case text if text.isascii() and text.isdigit() and len(text) < 10:
                 return Thinking(True, int(text)) if int(text) else Thinking(False)
-        hint = "use on, off, or the maximum number of thinking tokens, such as 2000"
+        hint = "use on, off, auto, or the maximum number of thinking tokens, such as 2000"
         raise UsageError(f"invalid value '{self.think}'", hint, option="think")
 
     @property

@@ -58,8 +58,9 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
             ),
             "system": Option("System prompt. Default: the prompt of the pair or the task.", "TEXT"),
             "think": Option(
-                "Thinking before the answer: on, off, or limited to N tokens. Default: as set by the chat templates.",
-                "on|off|N",
+                "Thinking before the answer: on, off, auto (the target thinks only if two quick answers differ), or limited to "
+                "N tokens. Default: as set by the chat templates.",
+                "on|off|auto|N",
             ),
             "max_tokens": Option("Token limit per solution. Default: 4096, or 16384 with thinking.", "N"),
             "max_steps": Option(

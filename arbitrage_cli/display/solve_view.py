@@ -121,8 +121,12 @@ class SolveView:
         ]
 
     def _check_lines(self, event: Checked) -> Iterator[Line]:
-        """Yield the solutions that are not kept, and the result of the comparison."""
+        """Yield the solutions that are not kept, or only the answers before thinking, and the result of the comparison."""
         prefix = self._prefix(event.trace.problem) if self._run.concurrency > 1 else ""
+        if self._run.has_quick_answers:
+            yield from (Line.of((f"  {prefix}{line}", "dim")) for line in wording.quick_answers(event.check))
+            yield Line.of((f"  {prefix}{wording.checked(event.check, before_thinking=True)}", "bold"))
+            return
         for model, text in wording.discarded(event.check):
             yield Line.of((f"  {prefix}{model}", "dim"))
             yield Line.block(text, "dim", margin=MARGIN)

@@ -45,7 +45,7 @@ class StepInProgress:
         self.writer = event.model
         self.text = ""
         self.num_tokens = 0
-        self.is_thought = event.trace.phase == "think"
+        self.is_thought = event.phase == "think"
         self.is_scored = False
         self.began = now
 

@@ -1,7 +1,7 @@
 """Phrases about problems, steps, runs and requests, which all displays share."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from arbitrage_cli.app.options import ResultFormat
@@ -21,6 +21,7 @@ from arbitrage_cli.types import (
     Event,
     Fields,
     Finished,
+    ModelRole,
     RequestEnded,
     Step,
     Trace,
@@ -83,6 +84,10 @@ def time_left(seconds: float | None) -> str:
     return "" if seconds is None else f"about {formatting.duration(max(0.0, seconds))} left"
 
 
+QUICK_NAMES: Mapping[ModelRole, str] = {"draft": "quick", "target": "thinking"}
+"""The names of the roles if the target thinks only if quick answers differ."""
+
+
 def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = False) -> list[str]:
     """Return a line about the models and the policy, about a run, or about a server. Details follow on further lines."""
     if isinstance(run, ServerInfo):
@@ -90,9 +95,18 @@ def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = Fals
     if isinstance(run, RunProgress):
         done = f", {run.finished} of them done" if run.finished else ""
         return [f"{run.title}: {formatting.count(run.planned, 'attempt')}{done}"]
-    models = " → ".join(dict.fromkeys(map(one_line, run.names.values())))
+    models = " → ".join(_models(run))
     details = (f"{role_name(role):<7} {one_line(text)}" for role, text in run.descriptions.items())
     return [joined(models, run.route.label, _threads(run)), *([*details, *_rule(run)] if has_details else [])]
+
+
+def _models(run: RunInfo) -> Iterator[str]:
+    """Yield the names of the models, each once. If the target thinks only if quick answers differ, yield their parts, too."""
+    roles: dict[str, list[str]] = {}
+    for role, name in run.names.items():
+        roles.setdefault(one_line(name), []).append(QUICK_NAMES.get(role, role_name(role)))
+    for name, parts in roles.items():
+        yield f"{name}, {' and '.join(parts)}" if run.has_quick_answers else name
 
 
 def _threads(run: RunInfo) -> str:
@@ -168,13 +182,26 @@ def _writer_of(solution: CheckedSolution) -> str:
     return f"draft, {ORDINALS.get(number, f'{number}th')} solution"
 
 
-def checked(check: Check) -> str:
+def quick_answers(check: Check) -> Iterator[str]:
+    """Yield a line such as `quick answer of the draft: 36` for each solution that ended."""
+    for solution in check.solutions:
+        if solution.has_ended:
+            yield f"quick answer of the {_writer_of(solution)}: {_answer_of(solution)}"
+
+
+def checked(check: Check, *, before_thinking: bool = False) -> str:
     """Return the result of a comparison, such as `18 and 24: the target answers`. Unfinished solutions are left out."""
     ended = sorted((one for one in check.solutions if one.has_ended), key=lambda one: one.model != "draft")
-    answers = [in_one_line(one.answer or "no answer") for one in ended]
+    answers = list(map(_answer_of, ended))
     if not check.agrees:
-        return f"{' and '.join(filter(None, (', '.join(answers[:-1]), answers[-1])))}: the target answers"
-    return f"{'both' if len(answers) == 2 else f'all {len(answers)} solutions'} answer {answers[0]}: accepted"
+        follows = "thinking" if before_thinking else "the target answers"
+        return f"{' and '.join(filter(None, (', '.join(answers[:-1]), answers[-1])))}: {follows}"
+    kept = "kept, no thinking" if before_thinking else "accepted"
+    return f"{'both' if len(answers) == 2 else f'all {len(answers)} solutions'} answer {answers[0]}: {kept}"
+
+
+def _answer_of(solution: CheckedSolution) -> str:
+    return in_one_line(solution.answer or "no answer")
 
 
 def is_same(decision: Decision) -> bool:

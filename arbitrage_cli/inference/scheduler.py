@@ -25,6 +25,7 @@ from arbitrage_cli.types import (
     Finished,
     Limits,
     ModelRole,
+    Phase,
     Problem,
     Rating,
     Started,
@@ -126,6 +127,8 @@ class _InFlight:
     job: Job
     num_reported: int = 0
     opened: dict[ModelRole, Writer] = field(default_factory=dict)
+    problems: dict[ModelRole, Problem] = field(default_factory=dict)  # with which the writers were opened
+    phases: dict[ModelRole, Phase] = field(default_factory=dict)  # of the steps that the models write
     sample: int = 0  # of the steps that the models write
     awaited: Collection[ModelRole] = ()  # the models that write a step
     abandoned: list[Step] = field(default_factory=list)
@@ -261,9 +264,9 @@ class Scheduler:
         if update.error is not None:
             yield self._finish(flight, update.error)
         elif update.num_unread:
-            yield Writing(flight.trace, role, update.num_unread)
+            yield Writing(flight.trace, role, update.num_unread, flight.phases[role])
         else:
-            yield Wrote(flight.trace, role, update.text)
+            yield Wrote(flight.trace, role, update.text, flight.phases[role])
             if update.step is not None:
                 flight.awaited = [model for model in flight.awaited if model != role]
                 yield from self._resume(flight, update.step)
@@ -347,14 +350,18 @@ class Scheduler:
             speculator = self._speculator if request.proposal or request.speculates else None
             if speculator:
                 self._opened(flight, "draft", flight.trace.problem)
-            yield Writing(flight.trace, request.model, writer.start(flight.slot, request, speculator))
+            phase = flight.phases[request.model] = request.trace.phase
+            yield Writing(flight.trace, request.model, writer.start(flight.slot, request, speculator), phase)
 
     def _opened(self, flight: _InFlight, role: ModelRole, problem: Problem) -> Writer:
+        """Return the writer of a model. It is opened again for a problem with another prompt, as a draft's that thinks now."""
+        if role in flight.opened and flight.problems[role] != problem:
+            flight.opened.pop(role).close(flight.slot)
         if role not in flight.opened:
             writer = self._writers[role]
             sampler = (flight.job.sampler or writer.sampler).of_sample(flight.sample)
             writer.open(flight.slot, problem, flight.job.deadline, sampler.of_model(role))
-            flight.opened[role] = writer
+            flight.opened[role], flight.problems[role] = writer, problem
         return flight.opened[role]
 
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:

@@ -12,7 +12,7 @@ from arbitrage_cli.routing.route import AvailableRouter, accepts_tau, make_route
 from arbitrage_cli.routing.savings import faster_than_routing
 from arbitrage_cli.types import frozen
 
-ROUTING = POLICIES["arbitrage"]
+ROUTING, AGREE = POLICIES["arbitrage"], POLICIES["agree"]
 LEAST_GAIN = 1.05
 """The factor by which routing must be faster than the policies that lose nothing.
 
@@ -31,6 +31,8 @@ class Situation:
     - `typed` contains "tau" and "router" if these were typed. `sets_routing` is true if a setting names a router.
     - `is_local` is false if the draft or the target is on a server.
     - `in_conversation` is true if answers cannot be compared, because questions follow each other.
+    - `has_quick_answers` is true if the draft answers without thinking, and the target thinks. `unused_policy` is the name of
+      a policy that was set, not typed, and that lets both models write a solution.
     - `writes_whole` is true if the draft or the target writes only whole solutions, and `available` contains the router and
       the costs. Before servers are asked and costs are measured, these two have their defaults.
     """
@@ -46,6 +48,8 @@ class Situation:
     has_router: bool = True
     is_local: bool = True
     in_conversation: bool = False
+    has_quick_answers: bool = False
+    unused_policy: str = ""
     writes_whole: bool = False
     available: AvailableRouter | None = None
 
@@ -95,6 +99,15 @@ def _named(given: Situation) -> Choice | None:
     return Choice(given.policy, given.tau) if given.policy else None
 
 
+def _of_quick_answers(given: Situation) -> Choice | None:
+    """Without a comparison of quick answers, the target thinks at once."""
+    if not given.has_quick_answers or (given.pair_policy and not given.skips_policy_of_pair):
+        return None
+    if not given.compares_answers:
+        return Choice(TARGET_ALONE)
+    return Choice(AGREE, None, "the target thinks only if quick answers differ")
+
+
 def _of_pair(given: Situation) -> Choice | None:
     if given.pair_policy is None or given.skips_policy_of_pair:
         return None
@@ -137,6 +150,7 @@ def _by_costs(given: Situation) -> Choice | None:
 
 TABLE: Sequence[Callable[[Situation], Choice | None]] = (
     _named,
+    _of_quick_answers,
     _of_pair,
     _of_whole_solutions,
     _of_tau,

@@ -89,6 +89,11 @@ class Policy:
         return {*WRITING} <= {*self.models}
 
     @property
+    def mixes_models(self) -> bool:
+        """Whether both models contribute to a solution or to its speed, so that both think or none does."""
+        return self.routes_steps or self.speculates
+
+    @property
     def depends_on_costs(self) -> bool:
         """Whether token costs decide how this policy works, or whether it is used."""
         return self.speculates or self.compares_answers or (self.routes_steps and self.is_candidate)

@@ -25,6 +25,7 @@ from arbitrage_cli.types import Fields, Trace, frozen
 
 DEFAULT_TAU = "careful"
 DRAFT_SOLUTIONS = 3  # that policy `agree` compares if there is no checker
+QUICK_SOLUTIONS = 2  # the same if only the target thinks
 
 
 @frozen

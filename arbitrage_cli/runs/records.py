@@ -75,6 +75,7 @@ class RunInfo:
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
     needs_answer: bool = True  # a solution without an answer is incomplete
     warnings: Callable[[Problem], Sequence[str]] = lambda problem: ()  # why the models probably cannot solve a problem
+    has_quick_answers: bool = False  # the target thinks only if quick answers differ
     explain: Explain | None = None
     bill: Callable[[Finished], Bill | None] = lambda finished: None
 

@@ -150,6 +150,7 @@ class Settings(Record):
             "max_step_tokens": own.max_step_tokens,
             "think_tokens": own.thinking.max_tokens if own.thinking.is_on else 0,
             "think_min_chars": THOUGHT_END.min_chars if own.thinking.is_on else None,
+            "quick_answers": by_role.has_quick_answers,
             "check_thinking": check and ("on" if check.thinking.is_on else "off"),
         }
         return {name: values[name] for name in values if name not in ("sampler", "limits")}

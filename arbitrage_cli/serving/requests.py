@@ -108,6 +108,9 @@ class Defaults:
         return list(dict.fromkeys([OWN_NAME, *offered]))
 
     def can_use(self, policy: Policy) -> bool:
+        """Return whether requests may select a policy. Beside quick answers before thinking, models write no text together."""
+        if self.limits.has_quick_answers and policy.mixes_models:
+            return False
         return not (self.lacks_checker and policy.compares_answers)
 
 
@@ -158,7 +161,7 @@ _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 class Body(BaseModel):
     """The supported fields. `_read_object` drops fields that are null.
 
-    Of `reasoning_effort`, only `none` differs from the other values: it turns thinking off.
+    Of `reasoning_effort`, `none` turns thinking off, and `auto` leaves it to the server. All other values turn it on.
     """
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -190,7 +193,7 @@ class Body(BaseModel):
         """Whether the request turns thinking on or off, or None if it does neither."""
         if (switch := self.chat_template_kwargs.enable_thinking) is not None:
             return switch
-        return None if self.reasoning_effort is None else self.reasoning_effort != "none"
+        return None if self.reasoning_effort in (None, "auto") else self.reasoning_effort != "none"
 
     @property
     def thinking_field(self) -> str:
@@ -238,7 +241,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         defaults.sampler,
         **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
     )
-    model = defaults.menu.default.policy.name if read.model is None else read.model
+    model = _model_of(read, defaults)
     route = find_route(model, defaults)
     return ChatRequest(
         read,
@@ -251,8 +254,25 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
     )
 
 
+def _model_of(body: Body, defaults: Defaults) -> str:
+    """Return the model name of a request.
+
+    If the target thinks only if quick answers differ, a request that names no policy may turn thinking on or off.
+    """
+    if body.thinks is not None and _chooses_role(body, defaults):
+        return "target" if body.thinks else "draft"
+    return defaults.menu.default.policy.name if body.model is None else body.model
+
+
+def _chooses_role(body: Body, defaults: Defaults) -> bool:
+    """Return whether turning thinking on or off selects the model that thinks, or the one that does not."""
+    return defaults.limits.has_quick_answers and body.model in (None, OWN_NAME)
+
+
 def _limits(body: Body, defaults: Defaults) -> RoleLimits:
     """Return the limits of a request. Raises RefusedError if the models cannot think, or cannot answer without thinking."""
+    if _chooses_role(body, defaults):
+        return defaults.limits
     limits = {True: defaults.thinking, False: defaults.answering, None: defaults.limits}[body.thinks]
     if limits is None and body.thinks:
         pair = defaults.thinking_pair

@@ -41,6 +41,12 @@ def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
     return ",".join(dict.fromkeys(names))
 
 
+def policies_of_quick_answers() -> str:
+    """Return the policies that suit quick answers before thinking: thinking always, never, and only where it is needed."""
+    names = [policy.name for policy in POLICIES.values() if not policy.mixes_models]
+    return ",".join(sorted(names, key=[TARGET_ALONE.name, DRAFT_ALONE.name, *names].index))
+
+
 def policies_of_advice(named: NamedModels, options: Options, task: Task) -> str:
     """Return the policies that `advise` compares. `draft` is included if its answers can be compared."""
     pair = named.pair

@@ -6,7 +6,7 @@ No model is loaded, nothing is downloaded, and no request is sent.
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path, PurePath
 from typing import TypeVar
 
@@ -128,11 +128,25 @@ def choose_models(options: Options, task: Task) -> NamedModels:
     )
 
 
+def in_both_roles(options: Options) -> Options:
+    """Return the options with the model that fills both roles, if quick answers and thinking are those of one model.
+
+    This is the only model that was typed or, if none was typed, the only one that is set. A pair that was typed has both.
+    """
+    if not options.has_quick_answers or "pair" in options.explicit:
+        return options
+    models: dict[str, str | None] = {"draft": options.draft, "target": options.target}
+    typed = [model for role, model in models.items() if model and role in options.explicit]
+    found = typed or [model for model in models.values() if model]
+    return replace(options, draft=found[0], target=found[0]) if len(found) == 1 else options
+
+
 def name_models(options: Options) -> tuple[PairEntry | None, Sources]:
     """Return the pair, unless other models take its place, and where all models lie. Raises UsageError if it is unknown."""
     for name in ("pair", "draft", "target", "router", "prm", "check", "policy", "tau"):
         if getattr(options, name) == "":
             raise UsageError("the value is empty", "enter a value, or omit the option", option=name)
+    options = in_both_roles(options)
     pair = choose_pair(options)
     named = options.explicit if "pair" in options.explicit else ROLES
     sources: dict[ModelRole, str] = {role: source for role in ROLES if role in named and (source := getattr(options, role))}
@@ -228,7 +242,7 @@ def choose_pair(options: Options) -> PairEntry | None:
     pairs = user_pairs()
     pair = find_pair(options.pair or DEFAULT_PAIR, pairs)
     thinking = options.thinking
-    if any(models) or thinking is None:
+    if any(models) or thinking is None or options.has_quick_answers:
         return pair
     if thinking.is_on:
         return find_pair(pair.thinking_pair, pairs) if pair.thinking_pair else pair

@@ -66,6 +66,20 @@ def refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: T
         refuse(explicit, name, f"{subject} not use this option", "omit this option, or choose another --policy")
 
 
+def refuse_quick_answers(policies: Iterable[Policy], task: Task, *, in_conversation: bool) -> None:
+    """Raise UsageError if answers cannot be compared, or if a policy lets both models write a solution."""
+    if in_conversation or not task.has_answers:
+        of_what = "a conversation has" if in_conversation else f"solutions of task {task.name} have"
+        message = f"with auto, the final answers of quick solutions are compared, but {of_what} none"
+        raise UsageError(message, "use --think on, off or N", option="think")
+    for policy in policies:
+        if policy.mixes_models:
+            message = (
+                f"with --think auto, only the target thinks, so the models of policy {policy.name} cannot work together"
+            )
+            raise UsageError(message, "use policy agree, target or draft, or another --think", option="policy")
+
+
 def refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "omit this option") -> None:
     """Raise UsageError if this option was set explicitly. In a settings file, it may be meant for other commands."""
     if name in explicit:

@@ -11,7 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from arbitrage_cli.app.asking.default_policies import policies_of_advice, policies_of_bench, routing_of_pair
+from arbitrage_cli.app.asking.default_policies import (
+    policies_of_advice,
+    policies_of_bench,
+    policies_of_quick_answers,
+    routing_of_pair,
+)
 from arbitrage_cli.app.asking.locate import models_of_run
 from arbitrage_cli.app.asking.naming import NamedModels, NamedRouter, choose_models, system_of
 from arbitrage_cli.app.asking.needs import (
@@ -19,6 +24,7 @@ from arbitrage_cli.app.asking.needs import (
     needed_roles,
     refuse,
     refuse_on_servers,
+    refuse_quick_answers,
     refuse_useless,
     with_tau_of_policy,
 )
@@ -26,6 +32,7 @@ from arbitrage_cli.app.asking.resume import Resumed, restore
 from arbitrage_cli.app.options import Options, RewardSource
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.costs.memory import check_concurrency
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.problems.tasks import Task, find_task
@@ -175,6 +182,10 @@ def ask_to_compare(
     others: Sequence[Any] = (),
 ) -> Request:
     """Return a request for a comparison of policies. Raises the same errors as `ask`."""
+    if advises and options.has_quick_answers:  # the estimates of advise assume that both models write equally long texts
+        raise UsageError(
+            "advise does not compare quick answers with thinking", "use arbitrage bench --think auto", option="think"
+        )
     request = _without_policies(options, task, resumed, reward=reward, others=others)
     return _checked(
         replace(
@@ -197,6 +208,9 @@ def ask_to_collect(
 ) -> Request:
     """Return a request for the steps of both models and their rewards. Raises the same errors as `ask`."""
     request = _without_policies(options, task, resumed, reward=reward, others=others)
+    if options.has_quick_answers:
+        message = "collect compares steps of both models, so both must think, or neither"
+        raise UsageError(message, "use --think on, off or N", option="think")
     if reward == "rollout":
         hint = "omit this option, or use --reward prm"
         refuse(options.explicit, "prm", "is not used with --reward rollout", hint)
@@ -244,7 +258,10 @@ def _policies_to_compare(request: Request, *, advises: bool) -> Sequence[ParsedR
         parsed = [(route.policy, None) for route in request.run.routes]
     else:
         default = policies_of_advice if advises else policies_of_bench
-        parsed = parse_routes(default(request.named, options, request.task) if options.policy is None else options.policy)
+        names = options.policy
+        if options.has_quick_answers and "policy" not in options.explicit:
+            names = policies_of_quick_answers()
+        parsed = parse_routes(names or default(request.named, options, request.task))
     refuse_useless([policy for policy, _ in parsed], request.typed, request.task, request.reward)
     return parsed
 
@@ -256,12 +273,16 @@ def _situation(request: Request) -> Situation:
     """
     options, named = with_tau_of_policy(request.options), request.named
     policy, tau = find_policy(options.policy) if options.policy else None, options.tau
-    pair_policy, pair_tau = None, None
+    pair_policy, pair_tau, unused = None, None, ""
+    if policy and _is_unused(policy, options):
+        unused, policy, tau = policy.name, None, None
     if policy is None and request.run:
         policy, tau_of_run = parse_route(request.run.routes[0].name)
         tau = tau or tau_of_run
     elif policy is None:
         pair_policy, pair_tau = routing_of_pair(named.pair)
+        if pair_policy and _is_unused(pair_policy, options):
+            unused, pair_policy, pair_tau = pair_policy.name, None, None
     return Situation(
         request.task,
         policy,
@@ -274,7 +295,14 @@ def _situation(request: Request) -> Situation:
         has_router=named.has_router,
         is_local=named.is_local,
         in_conversation=request.use == "chat",
+        has_quick_answers=options.has_quick_answers,
+        unused_policy=unused,
     )
+
+
+def _is_unused(policy: Policy, options: Options) -> bool:
+    """Return whether a policy of a settings file or a pair is not used, because only the target thinks."""
+    return options.has_quick_answers and policy.mixes_models and "policy" not in options.explicit
 
 
 def _models_of(options: Options, task: Task, resumed: Resumed | None, reward: RewardSource | None) -> NamedModels:
@@ -298,6 +326,8 @@ def _checked(request: Request) -> Request:
     Raises UsageError if a model is missing or a tau is invalid.
     """
     options, named = request.options, request.named
+    if options.has_quick_answers:
+        refuse_quick_answers(request.asked, request.task, in_conversation=request.use == "chat")
     early_stop = named.early_stop(options.early_stop, request.asked)
     request.models_for(request.asked)
     if named.is_local:

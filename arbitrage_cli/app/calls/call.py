@@ -5,9 +5,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from reprlib import repr as short
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
-from arbitrage_cli.app.asking.needs import needed_models, refuse_on_servers, refuse_useless, with_tau_of_policy
+from arbitrage_cli.app.asking.needs import (
+    needed_models,
+    refuse_on_servers,
+    refuse_quick_answers,
+    refuse_useless,
+    with_tau_of_policy,
+)
 from arbitrage_cli.app.deciding.decide import NO_CHECKS
 from arbitrage_cli.app.deciding.thinking import limits_by_role, refuse_thinking, refuse_without_thinking
 from arbitrage_cli.app.opening.session import Session
@@ -52,7 +58,8 @@ class CallOptions(TypedDict, total=False):
     - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
     - `tau` is the threshold: a number, a preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
     - `early_stop` stops a drafted step as soon as it is likely to be escalated.
-    - `think` turns thinking on or off, or sets the maximum number of thinking tokens.
+    - `think` turns thinking on or off, or sets the maximum number of thinking tokens. With `"auto"`, quick answers are
+      compared, and the target thinks only if they differ.
     - `max_tokens` limits the whole solution, including thinking.
     - `temperature` (0 is greedy), `top_p` and `seed` control sampling.
     - `system` replaces the task's system prompt.
@@ -61,7 +68,7 @@ class CallOptions(TypedDict, total=False):
     policy: str | None
     tau: float | str | None
     early_stop: bool | None
-    think: bool | int | None
+    think: bool | int | Literal["auto"] | None
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -82,8 +89,8 @@ def options_of(defaults: Options, options: CallOptions, **more: Any) -> Options:
             values["think"] = "on" if switch else "off"
         case int(limit):
             values["think"] = str(limit)
-        case other if other is not None:
-            raise UsageError(f"expected a bool or a number of tokens, found {other!r}", option="think")
+        case other if other not in (None, "auto"):
+            raise UsageError(f"expected a bool, a number of tokens or 'auto', found {other!r}", option="think")
     return defaults.with_values(values)
 
 
@@ -237,7 +244,7 @@ class PairCall:
 
 def resolve_call(session: Session, given: CallOptions, *, in_conversation: bool = False) -> PairCall:
     """Combine a call's options with what is decided. Raises UsageError if an option is invalid or a model is missing."""
-    options = with_tau_of_policy(options_of(Options(), given))
+    options = _with_policy_for_thinking(session, with_tau_of_policy(options_of(Options(), given)))
     route = _route_of(session, options, in_conversation=in_conversation)
     limits = _limits_of(session, options, route)
     values = {name: getattr(options, name) for name in ("temperature", "top_p", "seed") if name in options.explicit}
@@ -247,10 +254,23 @@ def resolve_call(session: Session, given: CallOptions, *, in_conversation: bool 
     return PairCall(route, limits, sampler, options.system, make_flow, run)
 
 
+def _with_policy_for_thinking(session: Session, options: Options) -> Options:
+    """Return the options with the policy that thinks as a call asks, if the session has quick answers before thinking.
+
+    Raises UsageError if the call asks for quick answers, but the session has none.
+    """
+    if options.has_quick_answers and not session.limits.has_quick_answers:
+        raise UsageError("the pair was opened without quick answers", "pass think='auto' to open_pair", option="think")
+    thinking = options.thinking
+    if thinking is None or options.has_quick_answers or options.policy or not session.limits.has_quick_answers:
+        return options
+    return replace(options, policy="target" if thinking.is_on else "draft", explicit=options.explicit | {"policy"})
+
+
 def _limits_of(session: Session, options: Options, route: Route) -> RoleLimits:
     """Return the limits of a call. Raises UsageError if a model of the route cannot think, or cannot answer without."""
     limits, thinking = session.limits, options.thinking
-    if thinking is not None and thinking != limits.target.thinking:
+    if thinking is not None and thinking != limits.target.thinking:  # that of "auto" is the session's
         limits = with_thinking(session, thinking, route.policy.models)
     return limits.with_max_tokens(options.max_tokens) if options.max_tokens else limits
 
@@ -285,6 +305,8 @@ def _route_of(session: Session, options: Options, *, in_conversation: bool) -> R
     if options.policy is not None:
         policy, tau = find_policy(options.policy), None
     refuse_useless([policy], options.explicit, session.task)
+    if session.limits.has_quick_answers:
+        refuse_quick_answers([policy], session.task, in_conversation=False)
     _check_loaded(session, policy)
     early_stop = session.router.early_stop
     if options.early_stop is not None:

@@ -4,15 +4,20 @@
 keeps its decisions; `extend` decides only what is added.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from arbitrage_cli.app.asking.naming import NamedRouter, word_for
 from arbitrage_cli.app.asking.request import Request, Use
-from arbitrage_cli.app.deciding.thinking import limits_by_role, refuse_without_thinking, with_checker
+from arbitrage_cli.app.deciding.thinking import (
+    limits_by_role,
+    limits_of_quick_answers,
+    refuse_without_thinking,
+    with_checker,
+)
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.costs.pair import FREE, PairCosts, parse_prices, price_costs
-from arbitrage_cli.errors import ArbitrageError
+from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
@@ -40,6 +45,7 @@ UNIVERSAL = (
     "no router is set for these models, so the universal router is used; to choose one, use --router, and to train one, "
     "use arbitrage collect and arbitrage train"
 )
+UNKNOWN_SWITCH = "cannot tell from the chat template whether the model thinks"
 UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
 
 
@@ -228,7 +234,8 @@ def _route_by_rule(request: Request, models: ModelsFacts, available: AvailableRo
     """Return the route of the policy that the rule chooses, with notes about the choice and about its costs."""
     choice = choice_of(request, models, available)
     route = make_route(choice.policy, choice.tau, available)
-    for line in (choice.line, warning_by_costs(route, available)):
+    warning = None if request.options.has_quick_answers else warning_by_costs(route, available)  # thinking is much longer
+    for line in (choice.line, warning):
         if line:
             note(line)
     return route
@@ -289,6 +296,8 @@ def _limits(options: Options, models: ModelsFacts, note: Note) -> RoleLimits:
     Raises UsageError if thinking is turned off, but the draft or the target always thinks.
     """
     asked = options.thinking
+    if options.has_quick_answers:
+        return _limits_of_quick_answers(options, models, note)
     writing = {one.setup.name: one.prompt for role, one in models.items() if role in WRITING and one.prompt}
     if asked and asked.is_off:
         refuse_without_thinking(writing)
@@ -299,6 +308,23 @@ def _limits(options: Options, models: ModelsFacts, note: Note) -> RoleLimits:
             if prompt.thinks_by_itself is None:
                 note(f"{name}: {UNKNOWN_THINKING}")
     return limits
+
+
+def _limits_of_quick_answers(options: Options, models: ModelsFacts, note: Note) -> RoleLimits:
+    """Return the limits if only the target thinks. Raises UsageError if it cannot, or if the draft always thinks."""
+    draft, target = models.get("draft"), models.get("target")
+    if draft and draft.prompt and draft.prompt.always_thinks:
+        hint = "use --think on, or another --draft"
+        raise UsageError(f"{draft.setup.name} always thinks, so it cannot give quick answers", hint, option="think")
+    if target and (target.prompt.own_format is None if target.prompt else target.has_files):
+        hint = "use a --target that thinks, or omit --think auto"
+        raise UsageError(
+            f"{target.setup.name} has no known thinking format, so it cannot be told to think", hint, option="think"
+        )
+    if target and target.prompt and target.prompt.thinks_by_itself is None:
+        note(f"{target.setup.name}: {UNKNOWN_SWITCH}")
+    prompts = {role: one.prompt for role, one in models.items()}
+    return limits_of_quick_answers(limits_of(options), prompts, has_checker="check" in models)
 
 
 # --- the parts of a decision
@@ -313,18 +339,18 @@ def _default_context_size(role: ModelRole, models: ModelsFacts, limits: RoleLimi
     """Return the default context size of a model, or None if it has no file.
 
     All models that read thoughts have the same size: the smallest size with which a model that writes thoughts was trained,
-    among the models with files. The checker reads only its own thoughts. A call or a request may turn thinking on, so models
-    that are opened for them have room for it if they can think.
+    among the models with files. The checker reads only its own thoughts, as does a target beside quick answers. A call or a
+    request may turn thinking on, so models that are opened for them have room for it if they can think.
     """
     own = models[role]
     if not own.has_files:
         return None
-    together: Collection[ModelRole] = ("check",) if role == "check" else WRITING
-    may_turn_on = use in ("calls", "serve") and any(models[one].prompt for one in together if one in models)
+    is_alone = role == "check" or limits.has_quick_answers
+    together = [models[one] for one in ([role] if is_alone else WRITING) if one in models]
+    may_turn_on = use in ("calls", "serve") and not limits.has_quick_answers and any(one.prompt for one in together)
     thinks = limits.of(role).thinking.is_on or may_turn_on
     most = THINK_CONTEXT_SIZE if thinks else DEFAULT_CONTEXT_SIZE
-    writers: Collection[ModelRole] = WRITING if thinks and role != "check" else ()
-    files = [models[writer] for writer in writers if writer in models and models[writer].has_files]
+    files = [one for one in together if one.has_files] if thinks else [own]
     return min(most, *(one.trained_context_size or most for one in files or [own]))
 
 
@@ -340,6 +366,8 @@ def _warnings(
 ) -> Iterator[str]:
     """Yield warnings about the choice of models and policies."""
     named = request.named
+    if request.situation and request.situation.unused_policy:
+        yield f"policy {request.situation.unused_policy} is not used with --think auto"
     if request.situation and request.situation.skips_policy_of_pair and named.pair:
         yield f"policy {named.pair.policy} of pair {named.pair.name} is not used: {NO_CHECKS}"
     addresses = [named.served[role].address for role in models if role in named.served]
@@ -360,7 +388,7 @@ def _warnings_about_models(request: Request, models: ByRole[ModelSetup]) -> Iter
     checker, draft, target = models.get("check"), models.get("draft"), models.get("target")
     if checker and draft and (checker.name, checker.sha256) == (draft.name, draft.sha256):
         yield "the checker is the draft, so they make the same mistakes; use another --check model, or omit --check"
-    if checker and request.task.name == "choice":
+    if request.task.name == "choice" and (checker or request.options.has_quick_answers):
         yield CHOICE_LOSES
     if named.priced and not named.price:
         priced = " and the ".join(map(word_for, named.priced))

@@ -92,7 +92,8 @@ def model_facts(request: Request, role: ModelRole, open_served: OpenServed, meas
     source, load = request.named.sources[role], request.named.load
     files = local_files(source)
     asked = request.options.thinking
-    has_thoughts = role == "check" or (role in WRITING and not (asked and asked.is_on))
+    is_told = asked is not None and asked.is_on and not request.options.has_quick_answers
+    has_thoughts = role == "check" or (role in WRITING and not is_told)
     if is_served(source):
         remote = open_served(role)
         prompt = remote.prompt(request.style) if remote and has_thoughts else None

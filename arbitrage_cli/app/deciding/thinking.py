@@ -26,13 +26,20 @@ def limits_by_role(limits: Limits, asked: Thinking | None, prompts: Prompts, *, 
     return with_checker(found, prompts.get("check")) if has_checker else found
 
 
+def limits_of_quick_answers(limits: Limits, prompts: Prompts, *, has_checker: bool) -> RoleLimits:
+    """Return the limits of roles of which only the target thinks."""
+    quick, thorough = (replace(limits, thinking=Thinking(switch)) for switch in (False, True))
+    found = RoleLimits(quick, thorough)
+    return with_checker(found, prompts.get("check")) if has_checker else found
+
+
 def with_checker(limits: RoleLimits, prompt: ChatPrompt | None) -> RoleLimits:
     """Return the limits with those of a checker.
 
     The checker thinks if its chat template makes it think by default. If thinking is turned off, it thinks only if it cannot
     answer without.
     """
-    of_others = limits.target.thinking
+    of_others = limits.draft.thinking
     thinks = prompt is not None and (prompt.always_thinks if of_others.is_off else bool(prompt.thinks_by_itself))
     if thinks == of_others.is_on:
         own = of_others
@@ -40,7 +47,7 @@ def with_checker(limits: RoleLimits, prompt: ChatPrompt | None) -> RoleLimits:
         own = Thinking(True)
     else:
         own = Thinking()
-    return replace(limits, check=replace(limits.target, thinking=own))
+    return replace(limits, check=replace(limits.draft, thinking=own))
 
 
 def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:

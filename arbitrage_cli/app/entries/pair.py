@@ -215,7 +215,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
             for event in events:
                 match event:
                     case Wrote() if event.text:
-                        yield Token(event.model, event.trace.phase, event.text)
+                        yield Token(event.model, event.phase, event.text)
                     case Decided():
                         yield event.decision
                     case Finished():

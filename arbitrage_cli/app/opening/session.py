@@ -19,7 +19,7 @@ from arbitrage_cli.problems.exercises import reasons_for_doubt
 from arbitrage_cli.problems.tasks import Grader
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, Menu, Route, need_router
+from arbitrage_cli.routing.route import DRAFT_SOLUTIONS, QUICK_SOLUTIONS, Menu, Route, need_router
 from arbitrage_cli.runs.records import Explain, RunInfo
 from arbitrage_cli.runs.run import MACHINE
 from arbitrage_cli.system.machine import default_threads
@@ -106,8 +106,9 @@ class Session:
         Without one, the draft checks itself.
         """
         models = self.decided.models
+        own = QUICK_SOLUTIONS if limits.has_quick_answers else DRAFT_SOLUTIONS
         # "A draft that checks itself" in tests/benchmarks compares numbers of solutions.
-        roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * DRAFT_SOLUTIONS
+        roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * own
         return Checker(
             self.task.stated_answer,
             self._grader,
@@ -151,6 +152,7 @@ class Session:
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,
             needs_answer=self.task.name != "free",
+            has_quick_answers=(limits or self.limits).has_quick_answers,
             warnings=self.warnings_of(writing),
             bill=self.decided.bill,
         )
