@@ -372,9 +372,8 @@ def test_a_policy_that_needs_what_is_not_loaded_is_refused() -> None:
             with pytest.raises(UsageError):
                 pair.solve(QUESTION, policy=policy)
         assert alone.solve(QUESTION).answer == ANSWER
-        for early_stop in (None, True):
-            with pytest.raises(UsageError):
-                alone.solve(QUESTION, policy="entropy", early_stop=early_stop)
+        with pytest.raises(UsageError):
+            alone.solve(QUESTION, policy="entropy")
         with pytest.raises(TypeError, match="polcy"):
             pair.solve(QUESTION, polcy="target")  # type: ignore[call-arg]
 

@@ -48,7 +48,6 @@ class Options:
     check: str | None = None
     policy: str | None = None
     tau: str | None = None
-    early_stop: bool | None = None
     task: str | None = None
     system: str | None = None
     think: str | None = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    without=["policy", "tau", "early_stop", "prm", "concurrency"],
+    without=["policy", "tau", "prm", "concurrency"],
     dataset=Option(
         "Problems similar to yours: a data set or a file of questions. Default: the built-in problems.", "NAME|FILE"
     ),

@@ -46,10 +46,6 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
                 "fast, or the share of steps to escalate, such as 30%. For other defaults, see 'arbitrage guide routing'.",
                 "TAU",
             ),
-            "early_stop": Option(
-                "Stop poor drafted steps early and escalate them. To turn this off, use --no-early-stop. Default: on if this "
-                "changes no text or saves time."
-            ),
         },
         "Generation": {
             "task": Option(

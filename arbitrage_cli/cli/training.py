@@ -17,7 +17,7 @@ from arbitrage_cli.types import frozen
 
 
 @command(
-    without=["policy", "tau", "early_stop", "check", "router"],
+    without=["policy", "tau", "check", "router"],
     reward=Option(
         "Source of step rewards: prm (a process reward model, the default) or rollout. In a rollout, the target continues "
         "from the step. The reward is 1 if it reaches the known answer. Without a known answer, the target's own answer counts."

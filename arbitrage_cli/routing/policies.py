@@ -22,9 +22,8 @@ from arbitrage_cli.arbitrage import (
     uniform_draw,
 )
 from arbitrage_cli.errors import unknown
-from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.flows import MakeFlow, by_checker, by_one_model, by_oracle, by_scorer
-from arbitrage_cli.types import WRITING, ModelRole, Step, Trace, frozen
+from arbitrage_cli.types import WRITING, ModelRole, frozen
 
 RewardKind = Literal["prm", "any"]
 """The source of a policy's rewards: a process reward model, or any source that the user chooses."""
@@ -109,17 +108,7 @@ class Policy:
         return self.make_scorer is not None and self.make_scorer(0).early_stop is not None
 
 
-WRONG_EQUATION = 100.0  # the score added for a wrong equation; it exceeds any mean negative log-probability
-
-
-def negative_logprob_or_wrong_equation(trace: Trace, draft: Step) -> float:
-    equations = check_equations(draft.text, is_whole=draft.is_whole)
-    wrong = any(not equation.is_right for equation in equations)
-    return mean_negative_logprob(trace, draft) + WRONG_EQUATION * wrong
-
-
 _MEAN, _WORST = "negative mean log-probability (nats/token)", "negative log-probability of the least likely token (nats)"
-_EQUATIONS = f"{_MEAN} plus {WRONG_EQUATION:g} for a wrong equation"
 _PROBABILITY, _DRAW = "probability that the target's step is better", "number drawn at random from 0 to 1"
 _REWARD = "penalty of the drafted step (1 minus its reward)"
 
@@ -137,7 +126,6 @@ _TABLE = (
     _on_token_stats("entropy", "entropy of the step's first token (nats)", 1.0, by_first_token(first_token_entropy)),
     _on_token_stats("logprob", _MEAN, 0.3, by_token_stats(mean_negative_logprob)),
     _on_token_stats("logprob-min", _WORST, 1.0, by_least_likely_token(max_negative_logprob)),
-    _on_token_stats("equations", _EQUATIONS, 0.3, by_token_stats(negative_logprob_or_wrong_equation)),
     _routed(
         "random",
         _DRAW,

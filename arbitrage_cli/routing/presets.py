@@ -162,11 +162,8 @@ class TauTable:
         """Return whether early stops save time at this tau (`with_early_stops`)."""
         return self.followed_row(tau) != self.row_at(tau)
 
-    def followed(self, early_stop: bool | None) -> "TauTable":
-        """Return the table of routes that always or never stop early, or (None) where the table says that this saves time."""
-        if early_stop is None:
-            return self
-        return replace(self, rows=self.early if early_stop and self.early else self.rows, early=())
+    def without_early_stops(self) -> "TauTable":
+        return replace(self, early=())
 
     def resolve(self, text: str) -> float:
         """Convert a number, a preset, or a budget such as `30%` to a tau. Raises UsageError if the text is invalid."""

@@ -122,15 +122,16 @@ class AvailableRouter:
     """A router, its source, and the pair's token costs.
 
     The costs are measured on this machine or, if `is_priced` is true, the pair's prices. Presets and early stops depend on
-    prices, but not on measured costs. If `early_stop` is None, drafted steps are stopped early where this changes no text or,
-    according to the router's table, saves time. `check` contains the costs of a checker, if they are known.
+    prices, but not on measured costs. Drafted steps are stopped early where this changes no text or, according to the
+    router's table, saves time. `can_stop_early` is false if the draft is on a server. `check` contains the costs of a checker,
+    if they are known.
     """
 
     router: Router | None
     source: str | None
     costs: PairCosts | None = None
     is_priced: bool = False
-    early_stop: bool | None = None
+    can_stop_early: bool = True
     has_checker: bool = False
     check: UnitCosts | None = None
 
@@ -143,18 +144,16 @@ class AvailableRouter:
     def table(self) -> TauTable:
         """The table of taus with the times of this machine's costs or, if these are unknown, the card's costs.
 
-        Its rows are those that the routes follow: early stops of the universal router were not measured on this pair, so it
-        makes none by itself. Raises UsageError if there is no router.
+        Its rows are those that the routes follow. The universal router stops no steps early, because that was not measured on
+        this pair. Raises UsageError if there is no router.
         """
         table = TauTable.from_json(need_router(self.router).card.taus)
-        early_stop = self.early_stop
-        card_costs = table.costs
-        if self.is_universal:
-            early_stop = early_stop or False
-            card_costs = None
-        table = replace(table, costs=card_costs).followed(early_stop)
+        card_costs = None if self.is_universal else table.costs
+        table = replace(table, costs=card_costs)
+        if self.is_universal or not self.can_stop_early:
+            table = table.without_early_stops()
         by = self.costs if self.is_priced else card_costs
-        is_other = self.is_priced or self.early_stop is not None  # than when the router was trained
+        is_other = self.is_priced or not self.can_stop_early  # than when the router was trained
         table = table.with_presets(by) if is_other else table.with_early_stops(by)
         return table.at_costs(self.costs or card_costs)
 
@@ -170,10 +169,8 @@ class AvailableRouter:
 
     def stops_early(self, route: Route) -> bool:
         """Return whether a route stops drafted steps early."""
-        if not route.policy.can_stop_early:
+        if not route.policy.can_stop_early or not self.can_stop_early:
             return False
-        if self.early_stop is not None:
-            return self.early_stop
         if route.policy.has_growing_score:
             return True
         return route.tau is not None and self.table.stops_early(route.tau)

@@ -18,7 +18,6 @@ from arbitrage_cli.learning.learn import Announce, learn
 from arbitrage_cli.learning.quality import auc_gaps, figure, measure
 from arbitrage_cli.numbers.intervals import Mask, Numbers
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Router, RouterCard, digest_of_problem
 from arbitrage_cli.training.collected import Collected
@@ -28,7 +27,6 @@ from arbitrage_cli.types import Json
 BASELINES: Mapping[str, Mapping[str, float]] = {  # scores as weighted sums of features
     "lowest logprob": {"logprob_min": -1},
     "mean logprob": {"logprob_mean": -1},
-    "equations": {"logprob_mean": -1, "wrong_equations": WRONG_EQUATION},
     "entropy": {"entropy_first": 1},
 }
 COMPARED = (*BASELINES, "random")  # a useful router outperforms all of them

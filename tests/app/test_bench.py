@@ -150,9 +150,7 @@ def test_no_policy_pays_for_the_prompt_that_all_share(here: Path, concurrency: i
 # --- what is refused
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("temperature", 0.5), ("early_stop", True), ("draft", "scripted:target"), ("concurrency", 2)]
-)
+@pytest.mark.parametrize(("option", "value"), [("temperature", 0.5), ("draft", "scripted:target"), ("concurrency", 2)])
 def test_another_setting_is_refused_by_name(here: Path, option: str, value: object) -> None:
     """Also by a preview, unless the run starts over."""
     bench(here, typed(**THREE))

@@ -130,7 +130,7 @@ def test_a_checker_on_a_server_leaves_the_pair_on_this_machine(monkeypatch: pyte
 
 @pytest.mark.parametrize("use", ["chat", "serve"])
 def test_a_router_may_be_named_for_another_policy_than_the_default(use: Use) -> None:
-    options = typed(policy="target", router="builtin:universal", early_stop=True)
+    options = typed(policy="target", router="builtin:universal")
     router = ask(options, MATH, use=use).named.router
     assert router
     assert router.source == "builtin:universal"
@@ -170,14 +170,13 @@ def test_tau_above_every_score_is_refused(policy: str) -> None:
         ("target,draft", "router"),
         ("target", "reward"),
         ("draft", "prm"),
-        ("speculative", "early_stop"),
         ("target", "run_code"),
     ],
 )
 def test_flag_that_no_policy_of_a_benchmark_uses_is_refused(policy: str, given: str) -> None:
     asked = options("policy", given, models=Options(policy=policy))
     assert refused(ask_to_compare, asked, MATH).option == given
-    if given in ("reward", "early_stop"):
+    if given == "reward":
         ask_to_compare(replace(asked, policy=f"{policy},oracle,entropy"), MATH, "rollout")
 
 
@@ -339,7 +338,7 @@ def test_named_taus_do_not_depend_on_a_stopwatch(tmp_path: Path) -> None:
             assert (made.route.tau, made.tau_costs) == (0.3, "the router's card")
 
 
-@pytest.mark.parametrize("asked", [{}, {"policy": "arbitrage"}, {"tau": "fast"}, {"early_stop": True}], ids=str)
+@pytest.mark.parametrize("asked", [{}, {"policy": "arbitrage"}, {"tau": "fast"}], ids=str)
 def test_target_writes_alone_if_routing_gains_nothing_and_no_option_asks_for_it(asked: dict[str, Any]) -> None:
     assert single(models=Options(), costs=FAST_READER).route.policy.name == "arbitrage"
     made = single(*asked, models=Options(), costs=NO_GAIN, **asked)
@@ -349,9 +348,9 @@ def test_target_writes_alone_if_routing_gains_nothing_and_no_option_asks_for_it(
 
 def test_drafts_are_stopped_early_if_that_takes_less_time() -> None:
     """By the costs on the router's card, they take more."""
-    for costs, asked, stops in ((FAST_READER, None, False), (NO_GAIN, None, False), (NO_GAIN, True, True)):
-        routed = Options(policy="arbitrage", tau="0.02", early_stop=asked)
-        assert single("policy", "tau", "early_stop", models=routed, costs=costs).route.stops_early is stops
+    for costs in (FAST_READER, NO_GAIN):
+        routed = Options(policy="arbitrage", tau="0.02")
+        assert not single("policy", "tau", models=routed, costs=costs).route.stops_early
 
 
 @pytest.mark.parametrize(
@@ -359,9 +358,8 @@ def test_drafts_are_stopped_early_if_that_takes_less_time() -> None:
 )
 @pytest.mark.parametrize("models", [SCRIPTED, {}], ids=["without a router", "with a router"])
 def test_drafts_are_stopped_early_if_that_changes_no_text(policy: str, stops: bool, models: dict[str, Any]) -> None:
-    for asked, expected in ((None, stops), (False, False)):
-        routed = Options(**models, policy=policy, early_stop=asked)
-        assert single("policy", models=routed, costs=FAST_READER).route.stops_early is expected
+    routed = Options(**models, policy=policy)
+    assert single("policy", models=routed, costs=FAST_READER).route.stops_early is stops
 
 
 def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,7 +283,7 @@ def test_an_advice_keeps_its_problems_when_the_data_set_grows(here: Path) -> Non
 
 
 def test_options_of_the_beginning_do_not_exclude_a_policy_of_today(here: Path) -> None:
-    bench(here, typed(policy="arbitrage@0.5", early_stop=True, max_tokens=8))
+    bench(here, typed(policy="arbitrage@0.5", max_tokens=8))
     bench(here, typed(policy="target"))
     assert {row["policy"] for row in rows_of(here / "run")} == {"arbitrage", "target"}
 

@@ -2,7 +2,7 @@
 
 Usage: python tests/benchmarks/peer.py LLAMA_SERVER DATASET [--limit N] [--pair NAME] [--draft MODEL.gguf] [--target MODEL.gguf]
        [--router FILE] [--policy target,arbitrage] [--threads N] [--ctx N] [--max-tokens N] [--draft-max 8]
-       [--draft-p-min 0.0] [--spec-type draft-simple] [--early-stop]
+       [--draft-p-min 0.0] [--spec-type draft-simple]
 
 LLAMA_SERVER is the path of the binary, whose folder is put on LD_LIBRARY_PATH. Both modes of the server and all policies solve a
 problem before the next one starts, in rotating order. They share files, threads, messages, context size and token limit. All
@@ -37,7 +37,6 @@ from arbitrage_cli.numbers.intervals import Interval, log_ratio, wilson
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.tasks import FORMS, Grader, find_task
-from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import ModelRole
 
@@ -122,14 +121,13 @@ def solver_of_server(server: Server, grader: Grader, max_tokens: int) -> Solver:
     return solve
 
 
-def solver_of_policy(pair: Pair, policy: str, grader: Grader, *, early_stop: bool) -> Solver:
+def solver_of_policy(pair: Pair, policy: str, grader: Grader) -> Solver:
     name, _, tau = policy.partition("@")
-    stops = early_stop if POLICIES[name].can_stop_early else None
 
     def solve(item: Item) -> Solved:
         began = time.perf_counter()
         try:
-            solution = pair.solve(item.problem, policy=name, tau=tau or None, early_stop=stops)
+            solution = pair.solve(item.problem, policy=name, tau=tau or None)
         except ArbitrageError as error:
             raise ProblemError(f"{policy}: {error.message}") from error
         seconds = time.perf_counter() - began
@@ -213,7 +211,6 @@ def main() -> None:
     parser.add_argument("--draft-max", type=int, default=8, help="maximum draft tokens of the server")
     parser.add_argument("--spec-type", default="draft-simple", help="speculation type of the server, such as ngram-simple")
     parser.add_argument("--draft-p-min", type=float, default=0.0, help="probability below which the server's draft stops")
-    parser.add_argument("--early-stop", action="store_true", help="stop poor drafted steps early")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it by default
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -234,10 +231,7 @@ def main() -> None:
         for server in running.values():
             stack.enter_context(server)
         solvers = {name: solver_of_server(server, grader, arguments.max_tokens) for name, server in running.items()}
-        solvers |= {
-            policy: solver_of_policy(pair, policy, grader, early_stop=arguments.early_stop)
-            for policy in arguments.policy.split(",")
-        }
+        solvers |= {policy: solver_of_policy(pair, policy, grader) for policy in arguments.policy.split(",")}
         found = solve_all(solvers, dataset.items[: arguments.limit])
         drafted, accepted = running[SPECULATION].num_drafted, running[SPECULATION].num_accepted
     if not found[ALONE]:

@@ -11,7 +11,7 @@ from arbitrage_cli.system.machine import default_threads
 
 
 def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
-    result = solve(QUESTION, "--no-early-stop")  # so that the whole drafted step is shown
+    result = solve(QUESTION, "--policy", "logprob")  # it stops no step early, so the whole drafted step is shown
     assert (result.code, result.out) == (0, f"{RIGHT}\n")
     for shown in ("37 * 12 = 454.", "37 * 12 = 444.", "444 - 95 = 349.", "  1  target  escalate", "  2  draft   accept"):
         assert result.err.count(shown) == 1

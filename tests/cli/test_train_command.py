@@ -29,7 +29,7 @@ def test_a_router_has_its_name_command_and_taus_and_what_it_outperforms(folder: 
     assert (card.name, card.command) == ("router", ("arbitrage", "train", "run", "-o", "router.safetensors"))
     assert TauTable.from_json(card.taus).costs is not None
     leads = card.metrics["leads"]
-    assert leads.keys() == {"lowest logprob", "mean logprob", "equations", "entropy", "random"}
+    assert leads.keys() == {"lowest logprob", "mean logprob", "entropy", "random"}
     value, low, high = leads["random"]
     assert 0 < low < value < high
     assert "logprob-min" in trained.out  # the router is no better than this policy, which needs no router

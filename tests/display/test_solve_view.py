@@ -39,7 +39,7 @@ def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
 
 @pytest.mark.parametrize(("columns", "rows"), [SIZES[0], *rarely(SIZES[1])])
 def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> None:
-    with Terminal("solve", *MODELS, "--no-early-stop", QUESTION, columns=columns, rows=rows) as terminal:
+    with Terminal("solve", *MODELS, "--policy", "logprob", QUESTION, columns=columns, rows=rows) as terminal:
         assert terminal.wait() == 0
     shown = flat(terminal.text)
     for text in (

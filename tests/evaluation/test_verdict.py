@@ -168,7 +168,7 @@ def case(name: str, speedup: float, lost: int = 0, gained: int = 0, problems: in
         ([case("entropy@x", 2.0, 20, right=0.05)], "target"),
         ([case("entropy@x", 1.5, 1, 1, 40)], "entropy@x"),
         ([case("entropy@x", 1.15), case("logprob@y", 2.64, 18)], "entropy@x"),
-        ([case("equations@x", 2.53, 18, 12), case("arbitrage@careful", 2.23, 4, 12)], "arbitrage@careful"),
+        ([case("logprob@x", 2.53, 18, 12), case("arbitrage@careful", 2.23, 4, 12)], "arbitrage@careful"),
         ([case("arbitrage@careful", 1.36, 1, 0, 40, right=0.05)], "target"),
         ([case("arbitrage@careful", 3.41, 4, 0, 200, right=0.04)], "target"),
     ],

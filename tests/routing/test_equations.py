@@ -9,8 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from arbitrage_cli.routing.equations import MAX_CHARACTERS, check_equations, numbers_in
-from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.types import Cost, Limits, Problem, Step, StepStop, TokenStats, Trace
 
 LATEX = {"*": "\\times", "/": "\\div"}
 UNICODE = {"*": "\u00d7", "/": "\u00f7", "-": "\u2212"}
@@ -207,16 +205,3 @@ def test_any_text_is_read_in_little_time(unit: str) -> None:
         check_equations(whole)
         check_equations(whole, is_whole=False)
     assert time.process_time() - began < 10
-
-
-@pytest.mark.parametrize(
-    ("text", "stop", "number"), [("5 + 3 = 8", "end", 0.5), ("5 + 3 = 9", "end", 100.5), ("5 + 3 = 9", "early", 0.5)]
-)
-def test_policy_equations_goes_by_log_probability_unless_one_is_wrong(text: str, stop: StepStop, number: float) -> None:
-    trace = Trace(Problem("p", "5 + 3?"), Limits())
-    draft = Step("draft", text, 2, Cost(), stop, TokenStats((-0.25, -0.75), (0.1, 0.1), (1.0, 1.0)))
-    scorer = POLICIES["equations"].make_scorer
-    assert scorer is not None
-    with pytest.raises(StopIteration) as stopped:
-        next(scorer(0).score(trace, draft))
-    assert stopped.value.value == pytest.approx(number)

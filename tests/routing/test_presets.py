@@ -287,8 +287,10 @@ def test_table_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
         TauTable.from_json(found | changes)
 
 
-@pytest.mark.parametrize(("early_stop", "tau"), [(False, 0.3), (True, 0.6)])
-def test_a_budget_follows_the_rows_of_routes_that_do_or_do_not_stop_early(early_stop: bool, tau: float) -> None:
+@pytest.mark.parametrize(("stops_early", "tau"), [(False, 0.3), (True, 0.6)])
+def test_a_budget_follows_the_rows_of_routes_that_do_or_do_not_stop_early(stops_early: bool, tau: float) -> None:
     table = small_routers.make_table()
     early = [replace(row, escalation_rate=min(1.0, row.escalation_rate + 0.2), draft_tokens=1.0) for row in table.rows]
-    assert replace(table, early=tuple(early)).followed(early_stop).at_budget(0.5) == pytest.approx(tau)
+    both = replace(table, early=tuple(early))
+    followed = both.with_early_stops() if stops_early else both.without_early_stops()
+    assert followed.at_budget(0.5) == pytest.approx(tau)

@@ -5,7 +5,7 @@ No model is loaded, nothing is downloaded, and no request is sent.
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -32,7 +32,6 @@ from arbitrage_cli.model_files.pairs import (
 )
 from arbitrage_cli.model_files.stores import program_of
 from arbitrage_cli.problems.tasks import Task
-from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.router import Router, included_router, load
 from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import ROLES, WRITING, ByRole, ModelRole, frozen
@@ -92,14 +91,6 @@ class NamedModels:
         """The options that name the pair, or its models."""
         named = {"pair": self.pair.name} if self.pair else writing(self.sources)
         return [part for name, value in named.items() for part in (f"--{name}", value)]
-
-    def early_stop(self, option: bool | None, policies: Iterable[Policy]) -> bool | None:
-        """Return the option --early-stop for these policies. Raises UsageError if the draft's server cannot stop early."""
-        if "draft" not in self.served:
-            return option
-        if option and any(policy.can_stop_early for policy in policies):
-            raise UsageError("a draft on a server cannot be stopped early", "omit this option", option="early_stop")
-        return False
 
 
 def choose_models(options: Options, task: Task) -> NamedModels:

@@ -55,7 +55,6 @@ def refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: T
     uses = {
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),
-        "early_stop": any(policy.can_stop_early for policy in policies),
         "prm": any(policy.needs_prm(reward or "prm") for policy in policies),
         "check": any("check" in policy.models for policy in policies),
         "reward": any(policy.reward == "any" for policy in policies),

@@ -56,9 +56,9 @@ Use = Literal["run", "chat", "serve", "calls"]
 also the checker; for calls from Python, all models that were named."""
 
 FOR_OTHER_POLICIES: Mapping[Use, frozenset[str]] = {
-    "chat": frozenset({"router", "early_stop"}),
-    "serve": frozenset({"router", "early_stop", "check"}),
-    "calls": frozenset({"router", "early_stop", "check", "prm"}),
+    "chat": frozenset({"router"}),
+    "serve": frozenset({"router", "check"}),
+    "calls": frozenset({"router", "check", "prm"}),
 }
 """Options that may be used although the default policy does not need them: a later question or call may select another."""
 
@@ -70,8 +70,7 @@ class Request:
     If the request resumes a run, the options are those of the run. `others` contains options beside the shared ones, which
     run.json keeps. If `compares` is false, one policy runs; if
     `advises` is true, the comparison is for advice. A command that runs one policy has a `situation`, from which `decide`
-    chooses the policy; `policies` then contains the choice that is made without facts about the models. If `early_stop` is
-    None, drafted steps are stopped early where this saves time.
+    chooses the policy; `policies` then contains the choice that is made without facts about the models.
     """
 
     options: Options
@@ -83,7 +82,6 @@ class Request:
     compares: bool = False
     advises: bool = False
     situation: Situation | None = None
-    early_stop: bool | None = None
     reward: RewardSource | None = None
     others: Sequence[Any] = ()
     resumed: Resumed | None = None
@@ -291,7 +289,7 @@ def _situation(request: Request) -> Situation:
         pair_policy=pair_policy,
         pair_tau=pair_tau,
         typed=options.explicit & {"tau", "router"},
-        sets_routing=options.router is not None or options.early_stop is not None,
+        sets_routing=options.router is not None,
         has_router=named.has_router,
         is_local=named.is_local,
         in_conversation=request.use == "chat",
@@ -321,20 +319,16 @@ def _needed_now(options: Options, resumed: Resumed, reward: RewardSource | None)
 
 
 def _checked(request: Request) -> Request:
-    """Return the request, with the early stops that its models support.
-
-    Raises UsageError if a model is missing or a tau is invalid.
-    """
+    """Return the request. Raises UsageError if a model is missing or a tau is invalid."""
     options, named = request.options, request.named
     if options.has_quick_answers:
         refuse_quick_answers(request.asked, request.task, in_conversation=request.use == "chat")
-    early_stop = named.early_stop(options.early_stop, request.asked)
     request.models_for(request.asked)
     if named.is_local:
         check_concurrency(request.concurrency)
     if not request.resumed:
         _check_taus(request.policies, named)
-    return replace(request, early_stop=early_stop)
+    return request
 
 
 def _check_taus(policies: Iterable[ParsedRoute], named: NamedModels) -> None:

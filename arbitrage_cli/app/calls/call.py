@@ -49,7 +49,7 @@ Question = str | Problem | Sequence[Mapping[str, str]]
 """A question: a string, a `Problem` with an id, or a list of chat messages such as `{"role": "user", "content": "..."}`."""
 
 NAMES = frozenset(field.name for field in fields(Options))
-ROUTING = ("policy", "tau", "early_stop")
+ROUTING = ("policy", "tau")
 
 
 class CallOptions(TypedDict, total=False):
@@ -57,7 +57,6 @@ class CallOptions(TypedDict, total=False):
 
     - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
     - `tau` is the threshold: a number, a preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
-    - `early_stop` stops a drafted step as soon as it is likely to be escalated.
     - `think` turns thinking on or off, or sets the maximum number of thinking tokens. With `"auto"`, quick answers are
       compared, and the target thinks only if they differ.
     - `max_tokens` limits the whole solution, including thinking.
@@ -67,7 +66,6 @@ class CallOptions(TypedDict, total=False):
 
     policy: str | None
     tau: float | str | None
-    early_stop: bool | None
     think: bool | int | Literal["auto"] | None
     max_tokens: int | None
     temperature: float | None
@@ -308,12 +306,7 @@ def _route_of(session: Session, options: Options, *, in_conversation: bool) -> R
     if session.limits.has_quick_answers:
         refuse_quick_answers([policy], session.task, in_conversation=False)
     _check_loaded(session, policy)
-    early_stop = session.router.early_stop
-    if options.early_stop is not None:
-        if options.early_stop and session.decided.models["draft"].served:
-            raise UsageError("a draft on a server cannot be stopped early", "omit this option", option="early_stop")
-        early_stop = options.early_stop
-    return make_route(policy, options.tau or tau, replace(session.router, early_stop=early_stop))
+    return make_route(policy, options.tau or tau, session.router)
 
 
 def _check_loaded(session: Session, policy: Policy) -> None:

@@ -82,7 +82,7 @@ def _table(plan: Plan) -> TauTable | None:
     router, costs = plan.router, PairCosts.of(plan.setup.unit_costs, plan.concurrency)
     if router.router is None or router.is_universal or costs is None:
         return None
-    return AvailableRouter(router.router, router.source, costs, early_stop=router.early_stop).table
+    return AvailableRouter(router.router, router.source, costs, can_stop_early=router.can_stop_early).table
 
 
 def _by_table(route: Route, table: TauTable) -> float | None:

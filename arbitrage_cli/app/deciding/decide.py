@@ -175,8 +175,16 @@ def available_router(
     costs = price_costs(prices) if prices else PairCosts.of(units, at_once)
     check = prices.get("check", FREE).unit_costs if prices else units.get("check")
     found, source = (router.router, router.source) if router else (None, None)
-    has_checker = "check" in request.named.sources
-    return AvailableRouter(found, source, costs, price is not None, request.early_stop, has_checker, check)
+    named = request.named
+    return AvailableRouter(
+        found,
+        source,
+        costs,
+        is_priced=price is not None,
+        can_stop_early="draft" not in named.served,
+        has_checker="check" in named.sources,
+        check=check,
+    )
 
 
 def _models_for(request: Request, policies: Sequence[Policy], facts: RequestFacts) -> ModelsFacts:

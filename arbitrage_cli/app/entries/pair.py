@@ -305,7 +305,7 @@ def open_pair(
 def _advise(options: Options, task: Task, questions: Iterable[str | Fields], minutes: float) -> "Advice":
     from arbitrage_cli.app.entries.ask_advice import advise_on  # slow to import
 
-    cleared = {"policy", "tau", "early_stop", "concurrency", "prm"}
+    cleared = {"policy", "tau", "concurrency", "prm"}
     if not task.has_answers:
         cleared.add("check")
     nothing: Json = dict.fromkeys(cleared)
