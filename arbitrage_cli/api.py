@@ -2,7 +2,6 @@
 
 from arbitrage_cli.app.calls.call import CallOptions, Question, Solution, StreamEvent, Token, Usage
 from arbitrage_cli.app.calls.conversation import Conversation
-from arbitrage_cli.app.commands.advise import Advice
 from arbitrage_cli.app.entries.pair import Pair, open_pair
 from arbitrage_cli.errors import (
     ArbitrageError,
@@ -25,7 +24,6 @@ from arbitrage_cli.errors import (
 from arbitrage_cli.types import Check, Cost, Decision, Problem, Step
 
 __all__ = (
-    "Advice",
     "ArbitrageError",
     "CallOptions",
     "Check",

@@ -1,12 +1,10 @@
 """The program as a library: `open_pair`, on the scripted models and on the built-in pair."""
 
-import contextlib
 import copy
 import json
 import os
 import pickle
 import re
-import shlex
 import shutil
 import threading
 import time
@@ -356,7 +354,6 @@ def test_hints_of_errors_that_end_all_problems_name_arguments(monkeypatch: pytes
     [
         *(("solve", question) for question in (None, " ", [{"role": "me"}], 5, Problem("1", 5))),  # type: ignore[arg-type]
         *(("solve_many", one) for one in (QUESTION, Problem("1", QUESTION), {"role": "user", "content": QUESTION}, None)),
-        *(("advise", one) for one in (QUESTION, None)),
     ],
     ids=str,
 )
@@ -396,56 +393,11 @@ def test_two_pairs_of_real_models_are_open_at_once() -> None:
         assert [one.text for one in pair.solve_many(questions)] == one_by_one
 
 
-def test_advice_is_found_with_the_models_of_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    shared: Any = {"threads": 1, "ctx": 512, "offline": True, "max_tokens": 8, "concurrency": 2, "prm": "builtin:prm"}
-    with open_pair(task="math", **shared) as pair:
-        advice = pair.advise(["What is 5 + 6?", {"question": "What is 7 + 6?", "answer": "13"}], minutes=0.01)
-        assert advice.policy in ("target", "speculative", "arbitrage", "draft")
-        assert len(str(advice)) < 100
-        assert advice.confidence is None
-        assert (advice.speedup is None) == (not advice.verdict.best.num_problems)
-        assert {"--task", "--threads", "--ctx", "--offline", "--max-tokens"} <= set(shlex.split(advice.command))
-        with pytest.raises(UsageError):
-            pair.advise([{"text": "no question"}])
-        assert len(list(pair.solve_many(["What is 5 + 6?"] * 2))) == 2
-
-
-def test_an_interrupt_after_an_advice_leaves_the_pair_open(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
-    with scripted() as pair:
-        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
-            patched.setattr(
-                "arbitrage_cli.app.opening.open_models.OpenModels.load", interrupted
-            )  # while the models are loaded again
-            pair.advise([QUESTION], minutes=1)
-            pair.solve(QUESTION)
-        assert pair.solve(QUESTION).answer == ANSWER
-
-
-def test_advice_is_based_on_a_sample_of_all_questions(home: Path) -> None:
-    """They may be sorted, here by difficulty."""
-    questions = [{"question": f"{1 + number} + 7", "answer": str(8 + number), "level": number // 40} for number in range(80)]
-    with scripted() as pair:
-        advice = pair.advise(questions, minutes=1)
-    assert (advice.figures.dataset_size, advice.figures.n <= 40) == (80, True)
-
-
-def test_an_attempt_that_ends_at_the_limit_of_the_advice_is_no_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.app.commands.advise.LONGEST", 0.0)
-    with scripted() as pair:
-        advice = pair.advise([QUESTION, "12 + 5"], minutes=1)
-    assert (advice.num_errors, advice.figures.n) == (0, 0)
-
-
 def test_the_package_shows_its_api() -> None:
     assert set(dir(arbitrage_cli)) >= {"open_pair", "Pair", "Solution", "UsageError"}
     assert all(getattr(arbitrage_cli, name) for name in arbitrage_cli.__all__)
     with scripted() as pair:
         assert {name for name in dir(pair) if name[0] != "_"} == {
-            "advise",
             "close",
             "conversation",
             "solve",

@@ -74,7 +74,7 @@ def test_the_command_solves_as_was_measured(attempts: Attempts, seconds: Mapping
     attempts(20, seconds)
     made = advised(typed(**GIVEN))
     routed = "--tau" in policy
-    assert (made.policy, made.tau, made.confidence is not None) == (policy[1], "careful" if routed else None, True)
+    assert (made.policy, made.tau, made.verdict.confidence is not None) == (policy[1], "careful" if routed else None, True)
     given = typed(**{name: value for name, value in GIVEN.items() if routed or name != "router"}).arguments
     command = shlex.split(made.command)
     assert (command[:2], sorted(command[2:])) == (["arbitrage", "solve"], sorted([*given, *policy, "PROBLEM"]))
@@ -102,7 +102,7 @@ def test_more_time_is_recommended_if_there_are_enough_problems(
     questions = write_problems(home / "some.jsonl", [f"{number} + 5" for number in range(count)])
     attempts(num_solved, CAREFUL_PAYS)
     made = advised(Options(), dataset=str(questions))
-    assert (made.confidence, made.finished, made.minutes is not None) == (None, num_solved, helps)
+    assert (made.verdict.confidence, made.finished, made.minutes is not None) == (None, num_solved, helps)
 
 
 def test_another_data_set_is_named_and_not_the_mapping_of_the_run(home: Path, attempts: Attempts) -> None:
@@ -174,7 +174,7 @@ def test_a_pair_that_cannot_pay_gets_a_verdict_without_a_problem(home: Path) -> 
     pretend(tuned_file(), {"draft": unit_costs(0.95, 4.0, 16.0, 0.1), "target": unit_costs(1.0, 4.0, 16.0, 0.1)})
     made = advised(typed(pair="builtin"), display=(shown := Shown()))
     assert (made.policy, made.figures.n, made.verdict.num_problems) == ("target", 0, 0)
-    assert (made.confidence or 0) > 0.9
+    assert (made.verdict.confidence or 0) > 0.9
     assert made.figures.token_ratio.value == pytest.approx(1 / 0.95)
     assert {one.route.policy.name for one in made.bounds if one.is_certain} == {"speculative", "arbitrage", "agree"}
     assert not shown.results
@@ -199,3 +199,19 @@ def test_prices_decide_as_token_costs_do(home: Path) -> None:
     add_pair(home / "arbitrage" / "pairs.toml", replace(pair, name="dear", policy=None, draft=draft, target=target))
     made = advised(typed(pair="dear"))
     assert (made.policy, made.verdict.basis, made.verdict.is_by_bounds, made.figures.n) == ("target", "price", True, 0)
+
+
+def test_an_attempt_that_ends_at_the_limit_of_the_advice_is_no_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.app.commands.advise.LONGEST", 0.0)
+    questions = write_problems(home / "some.jsonl", ["7 + 5", "12 + 5"])
+    made = advised(typed(draft="scripted:draft", target="scripted:target"), dataset=str(questions))
+    assert (made.num_errors, made.figures.n) == (0, 0)
+
+
+def test_advice_is_based_on_a_sample_of_all_questions(home: Path, attempts: Attempts) -> None:
+    """They may be sorted, here by difficulty."""
+    questions = write_problems(home / "some.jsonl", [f"{1 + number} + 7" for number in range(80)])
+    attempts(40, NOTHING_PAYS)
+    made = advised(typed(**GIVEN), dataset=str(questions))
+    assert (made.figures.dataset_size, made.figures.n <= 40) == (80, True)
+    assert {int(row["id"][1:]) > 40 for row in rows_of(Path("run"))} == {True, False}

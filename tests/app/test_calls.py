@@ -90,6 +90,21 @@ def test_a_conversation_skips_policy_agree_of_the_pair_as_chat_does(home: Path, 
         pair.conversation()
 
 
+def test_an_interrupt_while_the_checker_is_loaded_leaves_the_pair_open(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    mine = replace(read_pairs()["builtin"], name="mine", policy="target", check=ModelEntry("builtin:draft"))
+    add_pair(home / "arbitrage" / "pairs.toml", mine)
+    with open_pair(pair="mine") as pair:
+        with monkeypatch.context() as patched:
+            patched.setattr("arbitrage_cli.app.opening.open_models.OpenModels.load", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pair.solve(QUESTION, policy="agree")
+        assert pair.solve(QUESTION).answer
+        assert pair.solve(QUESTION, policy="agree").check
+
+
 def test_a_checker_that_cannot_be_used_stops_no_other_call(home: Path) -> None:
     mine = replace(read_pairs()["builtin"], name="mine", policy="target", check=ModelEntry("http://127.0.0.1:1/v1"))
     add_pair(home / "arbitrage" / "pairs.toml", mine)

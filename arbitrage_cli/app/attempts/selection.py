@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
 from arbitrage_cli.app.asking.resume import Resumed
@@ -11,9 +11,9 @@ from arbitrage_cli.app.options import ProblemOptions
 from arbitrage_cli.errors import MAX_SHOWN, UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.datasets import load_dataset
-from arbitrage_cli.problems.rows import Dataset, Item, make_dataset, parse_mapping
+from arbitrage_cli.problems.rows import Dataset, Item, parse_mapping
 from arbitrage_cli.problems.tasks import FORMS
-from arbitrage_cli.types import Fields, frozen
+from arbitrage_cli.types import frozen
 
 
 @frozen
@@ -85,13 +85,6 @@ def _select(items: Sequence[Item], limit: str | None, seed: int, of_run: Collect
 
 def _is_sample(limit: str | None) -> bool:
     return limit is not None and "-" not in limit
-
-
-def sample_of(questions: Iterable[str | Fields], count: int, seed: int) -> Selection:
-    """Select `count` of these questions, which may include answers. Raises UsageError if a question is invalid."""
-    rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)
-    dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
-    return Selection(dataset, draw_sample(dataset.items, count, seed), is_sample=True)
 
 
 def draw_sample(items: Sequence[Item], count: int, seed: int, first: Collection[str] = ()) -> list[Item]:

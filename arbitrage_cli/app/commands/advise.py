@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from arbitrage_cli.app.attempts.attempts import Attempt
@@ -16,7 +16,6 @@ from arbitrage_cli.app.options import AdviceOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.errors import DefectError, PairNotSavedError
 from arbitrage_cli.evaluation.bounds import Bound, bounds_of_run
-from arbitrage_cli.evaluation.figures import PolicyFigures
 from arbitrage_cli.evaluation.metrics import RunFigures, figures
 from arbitrage_cli.evaluation.verdict import MIN_PROBLEMS, Basis, Verdict
 from arbitrage_cli.model_files.pairs import PairEntry
@@ -26,13 +25,14 @@ from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import ADVISE
 from arbitrage_cli.runs.rows import AttemptRow
+from arbitrage_cli.types import frozen
 
 COSTS_TIME = 1 / 10  # share of the time for the measurement of token costs
 USED = 0.85  # the share of a time limit in which problems are solved
 LONGEST = 0.5  # the maximum share of the time for one attempt
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen
 class Advice:
     """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict.
 
@@ -53,9 +53,6 @@ class Advice:
     not_saved: PairNotSavedError | None = None
     is_approximate: bool = False
 
-    def __repr__(self) -> str:
-        return f"<Advice: {self.verdict.route.name}, confidence={self.confidence}>"
-
     @property
     def num_errors(self) -> int:
         return sum(one.errors for one in self.figures.policies)
@@ -70,28 +67,6 @@ class Advice:
         """The recommended preset or threshold, or None if the policy has no tau."""
         return self.verdict.route.name.partition("@")[2] or None
 
-    @property
-    def confidence(self) -> float | None:
-        """The probability that the recommendation is right, from 0.5 to 1, or None if too few problems were finished."""
-        return self.verdict.confidence
-
-    @property
-    def speedup(self) -> float | None:
-        """The speed-up of the recommended policy or, if this is the target alone, of the most promising other policy.
-
-        None if this policy and the target finished none of the problems.
-        """
-        return self._best.speedup.value if self._best else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        return self._best.speedup.interval if self._best else None
-
-    @property
-    def _best(self) -> PolicyFigures | None:
-        found = self.figures.of(self.verdict.best.route)
-        return found if found and found.both_finished else None
-
 
 def advise(
     open_session: OpenSession,
@@ -100,10 +75,8 @@ def advise(
     advice: AdviceOptions,
     display: Display,
     ends: float,
-    *,
-    is_repeatable: bool = True,
 ) -> Advice:
-    """Measure missing token costs and compare the policies. If the folder is kept, repeating the command adds problems.
+    """Measure missing token costs and compare the policies. Repeating the command adds problems.
 
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
@@ -117,7 +90,7 @@ def advise(
         prices = session.decided.prices
         bounds = bounds_of_run(run.run, run.card, prices)
         advisor = _Advisor(run, ends, bounds)
-        with offering_to_resume(session, folder if is_repeatable else None):
+        with offering_to_resume(session, folder):
             if advisor.is_done:
                 folder.save_run(run.run)
             else:

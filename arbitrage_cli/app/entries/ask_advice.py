@@ -3,17 +3,15 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from arbitrage_cli.app.asking.default_policies import policies_of_advice
 from arbitrage_cli.app.asking.naming import NamedModels, choose_models, names_of, router_now, system_of, template_sha256
 from arbitrage_cli.app.asking.needs import needed_models, permitted
 from arbitrage_cli.app.asking.request import Request, ask_to_compare
 from arbitrage_cli.app.asking.resume import Resumed, restore, settings_of
-from arbitrage_cli.app.attempts.selection import Selection, sample_of, select_problems
+from arbitrage_cli.app.attempts.selection import Selection, select_problems
 from arbitrage_cli.app.commands.advise import Advice, advise
 from arbitrage_cli.app.deciding.prepare import fetch
 from arbitrage_cli.app.deciding.solve_command import SolveCommand
@@ -32,7 +30,7 @@ from arbitrage_cli.problems.tasks import Task, find_task
 from arbitrage_cli.routing.route import parse_routes
 from arbitrage_cli.runs.folder import run_to_resume
 from arbitrage_cli.runs.records import ADVISE
-from arbitrage_cli.types import Fields, Json
+from arbitrage_cli.types import Json
 
 MOST_PROBLEMS = 40
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
@@ -62,17 +60,6 @@ def advise_pair(options: Options, advice: AdviceOptions, display: Display) -> Ad
     if advice.save and made.verdict.is_decided and not made.is_approximate:
         return _saved(made, request, selected, advice.save)
     return made
-
-
-def advise_on(
-    questions: Iterable[str | Fields], options: Options, task: Task, *, minutes: float, display: Display
-) -> Advice:
-    """Return advice based on questions with or without answers. Raises the same errors as `advise`."""
-    selected = sample_of(questions, MOST_PROBLEMS, options.seed)
-    request = ask_to_compare(options, task, advises=True)
-    with TemporaryDirectory() as folder:
-        path, advice = Path(folder, "run"), AdviceOptions(minutes=minutes)
-        return advise(session_of(request), selected, path, advice, display, _end(minutes), is_repeatable=False)
 
 
 def _default_folder(options: Options, advice: AdviceOptions, display: Display) -> Path:

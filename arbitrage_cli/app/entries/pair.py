@@ -10,11 +10,10 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from inspect import GEN_RUNNING, getgeneratorstate
-from typing import TYPE_CHECKING, NoReturn, Unpack
+from typing import NoReturn, Unpack
 
 from arbitrage_cli.app.asking.request import ask
 from arbitrage_cli.app.attempts.attempts import InOrder
@@ -35,29 +34,22 @@ from arbitrage_cli.app.deciding.decide import NO_CHECKS
 from arbitrage_cli.app.deciding.plan import Plan
 from arbitrage_cli.app.entries.start import session_of
 from arbitrage_cli.app.opening.session import OpenSession, Session
-from arbitrage_cli.app.options import AdviceOptions, Options, validated_option
+from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler
-from arbitrage_cli.problems.tasks import Task, find_task
+from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import (
     Decided,
     Event,
-    Fields,
     Finished,
-    Json,
     Problem,
     Started,
     Trace,
     Wrote,
 )
 
-if TYPE_CHECKING:
-    from arbitrage_cli.app.commands.advise import Advice
-
-Advise = Callable[[Iterable[str | Fields], float], "Advice"]
-"""Returns advice based on questions, in at most this number of minutes."""
 ModelName = str | os.PathLike[str]
 log = logging.getLogger("arbitrage")
 
@@ -67,9 +59,9 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
     _is_closed = True  # until the models are loaded
 
-    def __init__(self, open_session: OpenSession, open_checked: OpenSession, advise: Advise) -> None:
+    def __init__(self, open_session: OpenSession, open_checked: OpenSession) -> None:
         """`open_checked` opens the pair with its checker, which is loaded when a call first needs it."""
-        self._open_session, self._open_checked, self._advise = open_session, open_checked, advise
+        self._open_session, self._open_checked = open_session, open_checked
         self._stack = contextlib.ExitStack()
         self._schedulers: dict[str | None, Scheduler] = {}  # by the source of rewards
         self._events: Generator[Event, None, None] | None = None
@@ -137,21 +129,6 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
             hint = "pass another policy to conversation(...)"
             raise UsageError(f"policy {call.route.policy.name} cannot be used: {NO_CHECKS}", hint, option="policy")
         return Conversation(self._solve, call, self._plan.setup.names)
-
-    @python_errors()
-    def advise(self, questions: Iterable[str | Fields], *, minutes: float = 10.0) -> "Advice":
-        """Compare policies on sample questions until a policy is clearly best or the time limit is reached.
-
-        A question may be a mapping with a reference answer: `{"question": "...", "answer": "36"}`. The models are freed
-        during the measurement and reloaded by the next call. Raises UsageError if a question is invalid; ModelError or
-        ServerError if a model cannot be used.
-        """
-        self._check_free()
-        _check_many(questions)
-        minutes = validated_option(AdviceOptions, "minutes", minutes)
-        with self._reserved():
-            self._unload()
-            return self._advise(questions, minutes)
 
     def _loaded(self, earlier: Plan | None = None) -> Session:
         """Return the session, and load the models if they are not loaded. What was decided in an `earlier` plan stays."""
@@ -299,18 +276,7 @@ def open_pair(
     request = ask(options, find_task(options.task), use="calls")
     checker = request.named.sources.get("check")
     checked = replace(request, options=replace(request.options, check=checker), policies=[(POLICIES["agree"], None)])
-    return Pair(session_of(request), session_of(checked), partial(_advise, request.options, request.task))
-
-
-def _advise(options: Options, task: Task, questions: Iterable[str | Fields], minutes: float) -> "Advice":
-    from arbitrage_cli.app.entries.ask_advice import advise_on  # slow to import
-
-    cleared = {"policy", "tau", "concurrency", "prm"}
-    if not task.has_answers:
-        cleared.add("check")
-    nothing: Json = dict.fromkeys(cleared)
-    single = replace(options, **nothing, explicit=options.explicit - cleared)
-    return advise_on(questions, single, task, minutes=minutes, display=LogDisplay(log))
+    return Pair(session_of(request), session_of(checked))
 
 
 def _check_many(questions: object) -> None:
