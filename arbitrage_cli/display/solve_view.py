@@ -11,7 +11,6 @@ from arbitrage_cli.display.decisions import MARGIN, decision_lines
 from arbitrage_cli.display.step_in_progress import StepInProgress
 from arbitrage_cli.display.text import Line, one_line, role_name, shortened
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.equations import steps_with_wrong_equations
 from arbitrage_cli.runs.records import RunInfo, tally_of
 from arbitrage_cli.types import Checked, Decided, Event, Finished, Problem, RequestEnded, Started, Trace, Wrote
 
@@ -154,7 +153,7 @@ class SolveView:
 
     def _doubts(self, trace: Trace) -> Iterator[Line]:
         """Yield reasons why the answer may be wrong."""
-        if steps := steps_with_wrong_equations(trace):
+        if steps := self._run.wrong_equations(trace):
             yield Line.of((f"{self._prefix(trace.problem)}{wording.wrong_equations(steps)}", "yellow"))
         for warning in self._run.warnings(trace.problem):
             yield Line.of((f"{self._prefix(trace.problem)}{warning}", "yellow"))

@@ -79,7 +79,7 @@ class EarlierSteps:
         self._numbers.subtract(_NUMBER.findall(end))
         self._numbers.update(_NUMBER.findall(end + kept.text))
         self._ends[kept.phase] = _NUMBER_AT_END.findall(end + kept.text)[0]
-        self._ledger.add(check_equations(kept.text))
+        self._ledger.add(check_equations(kept.text, is_whole=kept.is_whole))
         if decision.draft and decision.draft.token_stats:
             self._last_draft = decision.draft.token_stats
             self._least_logprob = min(self._least_logprob, *self._last_draft.log_probabilities)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer
+from arbitrage_cli.routing.equations import steps_with_wrong_equations
 from arbitrage_cli.types import (
     Attribution,
     Bill,
@@ -73,11 +74,16 @@ class RunInfo:
     thoughts_tau: float | None = None  # threshold for thoughts if it differs from the route's
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
+    has_equations: bool = True  # an equals sign between numbers states that they are equal, as in mathematics
     needs_answer: bool = True  # a solution without an answer is incomplete
     warnings: Callable[[Problem], Sequence[str]] = lambda problem: ()  # why the models probably cannot solve a problem
     has_quick_answers: bool = False  # the target thinks only if quick answers differ
     explain: Explain | None = None
     bill: Callable[[Finished], Bill | None] = lambda finished: None
+
+    def wrong_equations(self, trace: Trace) -> list[int]:
+        """Return the numbers, from 1, of the kept steps of the answer that contain a wrong equation."""
+        return steps_with_wrong_equations(trace) if self.has_equations else []
 
 
 def tau_in_json(tau: float | None) -> Tau:

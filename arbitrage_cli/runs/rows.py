@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers.formatting import count
-from arbitrage_cli.routing.equations import steps_with_wrong_equations
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route, stored_route
 from arbitrage_cli.runs.records import (
@@ -294,8 +293,8 @@ class Solved(Row):
 class SolutionRow(Solved):
     """A row that `solve` writes.
 
-    `wrong_equations` contains the numbers, from 1, of kept steps with a wrong equation. `warnings` says why the models
-    probably cannot solve the problem.
+    `wrong_equations` contains the numbers, from 1, of kept steps with a wrong equation. It is empty except in task `math`.
+    `warnings` says why the models probably cannot solve the problem.
     """
 
     wrong_equations: list[int]
@@ -316,7 +315,7 @@ class SolutionRow(Solved):
             run.explain,
             answer=run.find_answer(finished.trace.text),
             error=error[0] if error else None,
-            wrong_equations=steps_with_wrong_equations(finished.trace),
+            wrong_equations=run.wrong_equations(finished.trace),
             warnings=list(run.warnings(finished.trace.problem)),
             score_is=run.route.policy.score_is or None,
             settings=dict(run.settings),

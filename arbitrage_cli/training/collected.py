@@ -141,9 +141,16 @@ class Collected:
         return _distinct(run.conditions.reward for run in self.runs)
 
     @property
+    def is_measured(self) -> Mask:
+        """Whether a state, shape (n,), is from the pair of the last run: the pair of a router's figures and presets."""
+        found: Mask = self.pair == self.pairs.index(self.runs[-1].conditions.pair)
+        return found
+
+    @property
     def costs(self) -> PairCosts | None:
-        """The token costs of the largest run whose models were measured, if any."""
-        found = {run.num_states: costs for run in self.runs if (costs := PairCosts.of(run.conditions.unit_costs))}
+        """The token costs of the last run's pair, in its largest run whose models were measured, if any."""
+        runs = [run for run in self.runs if run.conditions.pair == self.runs[-1].conditions.pair]
+        found = {run.num_states: costs for run in runs if (costs := PairCosts.of(run.conditions.unit_costs))}
         return found[max(found)] if found else None
 
     @property

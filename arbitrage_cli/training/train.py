@@ -15,7 +15,7 @@ from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.learning.examples import FOLDS
 from arbitrage_cli.learning.learn import Announce, learn
-from arbitrage_cli.learning.quality import auc_gaps, figure, measure
+from arbitrage_cli.learning.quality import Truth, auc_gaps, figure, measure
 from arbitrage_cli.numbers.intervals import Mask, Numbers
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
@@ -46,7 +46,10 @@ def train(
     seed: int = 0,
     on_progress: Announce = lambda text: None,
 ) -> Router:
-    """Train a router. Raises UsageError if there are too few states, or if the router learned nothing."""
+    """Train a router. With several pairs, its figures and presets are those of the last run's pair.
+
+    Raises UsageError if there are too few states, or if the router learned nothing.
+    """
     _check(collected)
     learned = learn(collected.examples, seed=seed, on_progress=on_progress)
     card = _card(collected, seed, name=name, command=tuple(command), created=created)
@@ -55,7 +58,8 @@ def train(
         "architecture": {"recipe": asdict(learned.recipe), "members": FOLDS},
     }
     router = Router(learned.network, card)
-    taus = _table(router, collected, collected.is_whole, learned.probability).to_json()
+    chosen = collected.is_whole & collected.is_measured
+    taus = _table(router, collected, chosen, learned.probability).to_json()
     return Router(learned.network, replace(card, metrics=metrics, taus=taus))
 
 
@@ -94,7 +98,7 @@ def _check(collected: Collected) -> None:
 
 
 def _check_solutions(collected: Collected) -> None:
-    if not (collected.is_whole & collected.outcomes.is_written).any():
+    if not (collected.is_whole & collected.is_measured & collected.outcomes.is_written).any():
         raise UsageError("the runs contain no finished solution, so taus cannot be measured", COLLECT_TO_THE_END)
 
 
@@ -147,8 +151,12 @@ def with_limit(command: Sequence[str], size: int) -> list[str] | None:
 
 
 def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
-    truth = collected.examples.truth
-    size = {"problems": len(collected.questions), "states": len(truth.problem), "improvable": int(truth.labels.sum())}
+    measured = collected.is_measured
+    size = {
+        "problems": len(np.unique(collected.outcomes.problem[measured])),
+        "states": int(measured.sum()),
+        "improvable": int((collected.outcomes.advantage[measured] > 0).sum()),
+    }
     rewards = collected.rewards
     return RouterCard(
         features=FEATURES,
@@ -170,13 +178,14 @@ def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
 
 
 def _metrics(probability: Numbers, collected: Collected) -> Json:
-    truth = collected.examples.truth
+    chosen = collected.is_measured
+    truth = Truth(collected.outcomes.advantage[chosen] > 0, collected.outcomes.problem[chosen])
     measured: Json = {}
     leads: Json = {}
     for name, values in scores(probability, collected).items():
-        measured[name] = measure(values, truth, is_probability=name == "arbitrage")
+        measured[name] = measure(values[chosen], truth, is_probability=name == "arbitrage")
         if name in COMPARED:
-            leads[name] = figure(auc_gaps(probability, values, truth), truth)
+            leads[name] = figure(auc_gaps(probability[chosen], values[chosen], truth), truth)
     return {"test": measured, "leads": leads}
 
 

@@ -350,6 +350,14 @@ def test_a_terminal_that_knows_only_ascii() -> None:
     assert b"\\u2026" not in terminal.raw
 
 
+def test_only_mathematics_has_wrong_equations(make_view: MakeView) -> None:
+    view = make_view(200, 40, run=replace(RUN, has_equations=False))
+    trace = view.start("Which?")
+    trace.add(accept("memo[0 + 1] = 2", stop="end"))
+    view.display.handle(finish(trace))
+    assert not any("wrong equation" in line for line in view.screen.lines)
+
+
 @pytest.mark.parametrize("num_problems", [1, 2])
 def test_reasons_for_doubt_are_shown_with_each_answer(make_view: MakeView, num_problems: int) -> None:
     view = make_view(200, 40, run=replace(RUN, num_problems=num_problems, warnings=lambda problem: ["a doubt"]))

@@ -141,6 +141,12 @@ def test_a_beginning_is_not_blamed_for_what_it_has_not_written() -> None:
     assert named(make(text=begun.text, shown=token_stats()))["wrong_equations"] == 1
 
 
+@pytest.mark.parametrize(("stop", "wrong"), [("separator", 1), ("budget", 0), ("context", 0), ("loop", 0)])
+def test_an_earlier_step_that_was_cut_is_not_blamed_either(stop: StepStop, wrong: int) -> None:
+    before = accepted(make(text="Then 12 * 3 = 3", shown=token_stats(), stop=stop))
+    assert named(make(shown=token_stats()), before)["wrong_equations_before"] == wrong
+
+
 @pytest.mark.parametrize("shown", [None, token_stats()])
 def test_who_wrote_the_steps_before_does_not_matter(shown: TokenStats | None) -> None:
     """An escalation must not make the next one more likely, so features do not depend on the writers of earlier steps."""

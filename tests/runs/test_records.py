@@ -93,6 +93,13 @@ def test_steps_with_wrong_equations_are_named() -> None:
     assert SolutionRow.of(finish(make_trace(*steps)), RUN).wrong_equations == [2, 4]
 
 
+def test_only_mathematics_has_equations() -> None:
+    """An equals sign in a program, or in other text, may mean something else."""
+    trace = make_trace(accept("memo[0 + 1] = 2\n"), accept("It lasted in 1990-1995 = 5 years.", stop="end"))
+    assert SolutionRow.of(finish(trace), RUN).wrong_equations == [1, 2]
+    assert SolutionRow.of(finish(trace), replace(RUN, has_equations=False)).wrong_equations == []
+
+
 def attempted(finished: Finished) -> AttemptRow:
     facts = {"sample": 2, "level": "hard", "gold": {"answer": "4"}, "grade": Grade("correct", "4", "the same text")}
     route = Route(POLICIES["entropy"], 1.0)

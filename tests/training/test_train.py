@@ -96,6 +96,21 @@ def test_card_says_what_it_was_made_of(collected: Collected, router: Router) -> 
     json.dumps(card.to_json(), allow_nan=False)
 
 
+def test_figures_and_presets_are_those_of_the_last_pair(tmp_path: Path) -> None:
+    """States of another pair change the network. They are in no figure, no preset and no cost."""
+    others = {"draft": TrainedModel("other draft", "aa"), "target": TrainedModel("other target", "bb")}
+    first = write_run(tmp_path / "first", questions(150), WORLD, changes={"models": others, "costs": {}})
+    last = write_run(tmp_path / "last", questions(100, start=150), WORLD)
+    both, alone = read_states([first, last]), read_states([last])
+    assert both.is_measured.tolist() == [False] * 750 + [True] * 500
+    card = train_on(both).card
+    assert len(card.pairs) == 2
+    (size,) = card.data["parts"].values()
+    assert size == {"problems": 100, "states": 500, "improvable": int(truth_of(alone).labels.sum())}
+    assert card.taus["num_solutions"] == 100
+    assert card.metrics["test"]["lowest logprob"] == train_on(alone).card.metrics["test"]["lowest logprob"]
+
+
 @pytest.mark.slow
 def test_router_learns_from_thoughts_what_is_different_about_them(tmp_path: Path, router: Router) -> None:
     """Such a router routes thoughts. A router that was trained on answers leaves them to another score."""

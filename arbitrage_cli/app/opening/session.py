@@ -151,6 +151,7 @@ class Session:
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,
+            has_equations=self.task.name == "math",
             needs_answer=self.task.name != "free",
             has_quick_answers=(limits or self.limits).has_quick_answers,
             warnings=self.warnings_of(writing),
