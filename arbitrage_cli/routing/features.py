@@ -23,6 +23,9 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.routing.equations import Equation, Value, check_equations, numbers_in
 from arbitrage_cli.types import Cost, Decision, Phase, Problem, Step, TokenStats
 
+FEATURES_VERSION = 1
+"""The number of the features' meaning. A change of what any feature means needs the next number, and new routers."""
+
 MAX_TOKEN_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats
 LEAST_ENTROPY = 1e-4  # nats, added before taking the logarithm
@@ -257,4 +260,4 @@ def _of_arithmetic(before: _Ledger, draft: Step) -> dict[str, float]:
 
 
 FEATURES = tuple(EarlierSteps(Problem("", "")).by_name(Step("draft", "", 1, Cost(), "end", _CERTAIN_TOKEN)))
-"""Feature names. Router files refer to features by name, so the meaning of a name must not change."""
+"""Feature names. Router files refer to features by name, and to the meaning of all names by `FEATURES_VERSION`."""

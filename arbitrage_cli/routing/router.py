@@ -25,7 +25,7 @@ from arbitrage_cli.model_files.checksums import known_sha256
 from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, router_file, shipped_routers
 from arbitrage_cli.numbers.intervals import Numbers
-from arbitrage_cli.routing.features import FEATURES, EarlierSteps
+from arbitrage_cli.routing.features import FEATURES, FEATURES_VERSION, EarlierSteps
 from arbitrage_cli.system.files import read_regular, validated, write_atomically
 from arbitrage_cli.types import WRITING, Attribution, ByRole, Fields, Json, Step, Trace, frozen
 
@@ -69,11 +69,12 @@ class TrainedModel:
 class RouterCard:
     """The description of a router, including its quality on test problems (`metrics`) and its table of taus.
 
-    `pairs` lists the model pairs that wrote the training and test states. The other mappings are written by
+    `features_version` is the number of the features' meaning (`FEATURES_VERSION`) in the training. `pairs` lists the model pairs that wrote the training and test states. The other mappings are written by
     `training.train`.
     """
 
     name: str
+    features_version: int
     features: tuple[str, ...]
     pairs: tuple[ByRole[TrainedModel], ...]
     reward: Fields
@@ -251,6 +252,9 @@ def load(path: Path) -> Router:
     data = _read(path)
     try:
         return _decode(data)
+    except _OtherFeaturesError as reason:
+        hint = "train the router again, from the same states: arbitrage train RUN -o router.safetensors"
+        raise RouterError(f"{path}: {reason}", hint) from reason
     except ValueError as reason:
         hint = "download the file again, or train a router: arbitrage train RUN -o router.safetensors"
         raise RouterError(f"{path}: {reason}", hint) from reason
@@ -265,8 +269,18 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"{path}: cannot be read ({reason})", hint, option="router") from error
 
 
+class _OtherFeaturesError(ValueError):
+    pass
+
+
 def _decode(data: bytes) -> Router:
     arrays, found = decode(data)
+    version = found.get("features_version")
+    if type(version) is not int or version != FEATURES_VERSION:
+        raise _OtherFeaturesError(
+            f"the router was trained with version {version!r} of the features, but this version of arbitrage computes version "
+            f"{FEATURES_VERSION}"
+        )
     card = validated(RouterCard, found)
     validated(StepEnd, card.data.get("step_end"))
     return Router(network_of(arrays, len(card.features)), card)

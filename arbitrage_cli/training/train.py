@@ -17,7 +17,7 @@ from arbitrage_cli.learning.examples import FOLDS
 from arbitrage_cli.learning.learn import Announce, learn
 from arbitrage_cli.learning.quality import Truth, auc_gaps, figure, measure
 from arbitrage_cli.numbers.intervals import Mask, Numbers
-from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.features import FEATURES, FEATURES_VERSION
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Router, RouterCard, digest_of_problem
 from arbitrage_cli.training.collected import Collected
@@ -159,6 +159,7 @@ def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
     }
     rewards = collected.rewards
     return RouterCard(
+        features_version=FEATURES_VERSION,
         features=FEATURES,
         pairs=collected.pairs,
         reward=dict(rewards[0]) if len(rewards) == 1 else {"kind": "several", "all": list(rewards)},

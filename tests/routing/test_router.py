@@ -23,8 +23,8 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.learning.file import FILE_SCHEMA, MAX_FILE_BYTES, digest_of
 from arbitrage_cli.learning.network import Network
-from arbitrage_cli.model_files.pairs import router_file
-from arbitrage_cli.routing.features import FEATURES, EarlierSteps
+from arbitrage_cli.model_files.pairs import router_file, shipped_routers
+from arbitrage_cli.routing.features import FEATURES, FEATURES_VERSION, EarlierSteps
 from arbitrage_cli.routing.router import Match, Router, RouterCard, TrainedModel, included_router, load, save
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import ByRole, Cost, Decision, Limits, ModelRole, Problem, Step, TokenStats, Trace
@@ -35,6 +35,7 @@ DRAFT, TARGET = TrainedModel("Tiny draft", "d" * 64), TrainedModel("Tiny target"
 def make_card(**changes: Any) -> RouterCard:
     card = RouterCard(
         name="tiny",
+        features_version=FEATURES_VERSION,
         features=FEATURES,
         pairs=({"draft": DRAFT, "target": TARGET},),
         reward={"kind": "prm"},
@@ -303,6 +304,23 @@ def test_arrays_of_another_shape_or_content_are_refused(tmp_path: Path, changes:
 )  # fmt: skip
 def test_card_that_makes_no_sense_is_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:
     refused(rewritten(make_router(), tmp_path / "router", **changes))
+
+
+@pytest.mark.parametrize("version", [FEATURES_VERSION + 1, FEATURES_VERSION - 1, str(FEATURES_VERSION), True, None, ...])
+def test_router_of_other_features_is_refused(tmp_path: Path, version: object) -> None:
+    """A router computes nonsense if a feature means something else than in its training."""
+    router = make_router()
+    assert router.card.features_version == FEATURES_VERSION
+    path = rewritten(router, tmp_path / "router", features_version=version)
+    with pytest.raises(RouterError) as caught:
+        load(path)
+    assert caught.value.exit_code == 3
+    assert "arbitrage train" in caught.value.hint
+
+
+@pytest.mark.parametrize("source", shipped_routers())
+def test_shipped_routers_use_the_features_of_today(source: str) -> None:
+    assert load(router_file(source)).card.features_version == FEATURES_VERSION
 
 
 def test_the_router_of_models_is_found_by_the_checksums_of_their_files(tmp_path: Path) -> None:

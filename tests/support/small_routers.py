@@ -10,7 +10,7 @@ from made_up_tuning import pair_costs
 
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.learning.network import Network
-from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.features import FEATURES, FEATURES_VERSION
 from arbitrage_cli.routing.presets import TauRow, TauTable
 from arbitrage_cli.routing.router import Router, RouterCard, TrainedModel, save
 from arbitrage_cli.types import ByRole
@@ -56,6 +56,6 @@ def write_router(path: Path, *, pair: ByRole[TrainedModel] = PAIR, data: Mapping
     taus = make_table().to_json()
     data = {"step_end": asdict(BLANK_LINE), "runs": [], "parts": {}, **(data or {})}
     metrics = {"test": {"router": {}}, "architecture": {"recipe": {"units": 0}, "members": 1}}
-    card = RouterCard("small", FEATURES, (pair,), {"kind": "prm"}, data, metrics, taus, (), "0", "never")
+    card = RouterCard("small", FEATURES_VERSION, FEATURES, (pair,), {"kind": "prm"}, data, metrics, taus, (), "0", "never")
     save(Router(network, card), path)
     return path
