@@ -314,6 +314,13 @@ def test_figures_of_routers_are_those_of_their_cards() -> None:
         assert all(f"`{tau}` ({card.taus['named'][tau]:.3g})" in readme for tau in PRESETS)
 
 
+@pytest.mark.parametrize(("task", "has_equations"), [("math", True), ("choice", False), ("free", False)])
+def test_wrong_equations_are_for_mathematics(task: str, has_equations: bool) -> None:
+    record = solve("What is 98765 * 4321?", "--policy", "draft", "--task", task, "--json").record
+    assert "=" in record["text"]
+    assert bool(record["wrong_equations"]) is has_equations
+
+
 QWEN = ("qwen2.5-coder-gsm8k", "qwen2.5-coder-asdiv")
 
 
