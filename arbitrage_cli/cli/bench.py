@@ -33,7 +33,8 @@ if TYPE_CHECKING:
         "continues from the step)."
     ),
     dry_run=Option(
-        "Show the run's settings, the remaining attempts and their expected time, without running them.", is_setting=False
+        "Show the run's settings, the remaining attempts and their expected time, without running them or downloading models.",
+        is_setting=False,
     ),
     samples=Option("Attempts per problem; sample k uses seed + k.", "N"),
     timeout=Option("Time limit per attempt, in seconds. Default: none.", "SECONDS"),
@@ -67,7 +68,7 @@ def bench(
     if run.dry_run and "json_line" in options.explicit:
         raise UsageError("cannot be used with --dry-run", "omit this option", option="json_line")
     with command_display(output) as display:
-        asked = ask_for_run(ask_to_compare, options, problems, run, BENCH, display, runs_programs=not run.dry_run)
+        asked = ask_for_run(ask_to_compare, options, problems, run, BENCH, display, is_preview=run.dry_run)
         if run.dry_run:
             _show_preview(asked)
             return 0

@@ -21,11 +21,12 @@ from arbitrage_cli.app.asking.needs import permitted
 from arbitrage_cli.app.asking.request import ask_to_collect, ask_to_compare
 from arbitrage_cli.app.commands.bench import regrade, run_bench
 from arbitrage_cli.app.commands.collect import Collection
+from arbitrage_cli.app.deciding.plan import Plan, plan_without_models
 from arbitrage_cli.app.entries.ask_advice import advise_pair
 from arbitrage_cli.app.entries.ask_run import ask_for_run
 from arbitrage_cli.app.entries.start import open_session, session_of
 from arbitrage_cli.app.options import AdviceOptions, BenchOptions, CollectOptions, Options, ProblemOptions
-from arbitrage_cli.errors import DamagedRunError
+from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.model_files.pairs import ModelEntry, read_pairs
 from arbitrage_cli.problems.tasks import CODE
 from arbitrage_cli.routing.route import need_router
@@ -116,6 +117,25 @@ def test_the_router_of_a_model_that_is_fetched_now_scores_the_steps(here: Path, 
     assert run.session.router.source == "builtin:builtin"
     assert run.run.decided.router.sha256 == need_router(run.session.router.router).sha256
     assert run.run.places["router"] == "builtin:builtin"
+
+
+def test_a_preview_downloads_no_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the model, it is not known whether the run has it. A new run needs no model to be planned."""
+    with fake_hub.running() as served:
+        served.repos["me/draft"] = {"draft-Q8_0.gguf": (models_folder() / "draft.gguf").read_bytes()}
+        fake_hub.use(served, monkeypatch, here)
+        typed_now = typed(draft="me/draft:Q8_0", target="builtin:target", policy="draft", max_tokens=8)
+        bench(here, typed(draft="builtin:draft", target="builtin:target", policy="draft", max_tokens=8))
+        problems = ProblemOptions(dataset=str(here / "problems.jsonl"))
+
+        def planned(folder: str) -> Plan:
+            run = BenchOptions(output_folder=here / folder, dry_run=True)
+            asked = ask_for_run(ask_to_compare, typed_now, problems, run, BENCH, is_preview=True)
+            return plan_without_models(asked.request)
+
+        assert isinstance(refused(planned, "run"), UsageError)
+        assert [route.policy.name for route in planned("new").routes] == ["draft"]
+        assert not served.downloads()
 
 
 def test_a_model_that_no_policy_of_today_needs_may_be_gone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from arbitrage_cli.app.options import Options, validated_option
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
-from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.model_files.pairs import find_files, hub_name, local_files
 from arbitrage_cli.problems.rows import Dataset
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, preset_or_budget
 from arbitrage_cli.runs.records import BENCH
@@ -39,6 +39,15 @@ Groups = TypeVarTuple("Groups")
 """Groups of options: frozen records such as `Options` and `ProblemOptions`."""
 
 
+def _refuse_missing(source: str) -> None:
+    """Raise UsageError if a model is not on this machine, so that its checksum is unknown."""
+    if hub_name(source) and not local_files(source):
+        raise UsageError(
+            f"{source} is not on this machine, so it cannot be compared with the model of this run",
+            "download it first: omit --dry-run, or use arbitrage models pull",
+        )
+
+
 @frozen
 class Resumed:
     """A run that a command resumes, the folder in which it was found, and the names of the options that are typed now.
@@ -52,17 +61,21 @@ class Resumed:
     fetch: Callable[[str], object] = lambda source: None
 
     @classmethod
-    def of(cls, run: Run | None, folder: Path, options: Options, display: Display | None) -> Self | None:
-        """Return the run that a command resumes, or None for a new run. The display shows downloads of its models."""
+    def of(
+        cls, run: Run | None, folder: Path, options: Options, display: Display | None, *, is_preview: bool = False
+    ) -> Self | None:
+        """Return the run that a command resumes, or None for a new run.
+
+        The display shows downloads of its models. A preview downloads none.
+        """
         if run is None:
             return None
         on_progress: OnProgress = display.fetching if display else no_progress
-        return cls(
-            run,
-            folder,
-            options.explicit,
-            lambda source: find_files(source, offline=options.offline, on_progress=on_progress),
-        )
+
+        def download(source: str) -> object:
+            return find_files(source, offline=options.offline, on_progress=on_progress)
+
+        return cls(run, folder, options.explicit, _refuse_missing if is_preview else download)
 
     @property
     def keeps_selection(self) -> bool:

@@ -40,17 +40,17 @@ def ask_for_run(
     kind: Kind,
     display: Display | None = None,
     *,
-    runs_programs: bool = True,
+    is_preview: bool = False,
 ) -> AskedRun:
     """Return the request that `ask` makes: `ask_to_compare` for `bench`, `ask_to_collect` for `collect`.
 
-    If the folder has a run, its options are restored before problems are drawn or models are found. Raises the same errors as
-    `ask`, `restore` and `permitted`.
+    If the folder has a run, its options are restored before problems are drawn or models are found. A preview downloads no
+    models and runs no programs. Raises the same errors as `ask`, `restore` and `permitted`.
     """
     if problems.ids and "limit" in options.explicit:
         raise UsageError("cannot be combined with --limit", "use one of the two options", option="ids")
     path = run.output_folder or _folder_of(kind, problems, options)
-    resumed = None if run.fresh else Resumed.of(run_to_resume(path, kind), path, options, display)
+    resumed = None if run.fresh else Resumed.of(run_to_resume(path, kind), path, options, display, is_preview=is_preview)
     named_now = problems.dataset
     options, problems, run = restore(resumed, options, problems, run)
     selected = select_problems(
@@ -61,7 +61,7 @@ def ask_for_run(
         resumed=resumed,
     )
     task = find_task(options.task or selected.dataset.task)
-    if runs_programs:
+    if not is_preview:
         task = permitted(task, problems.run_code)
     request = ask(options, task, run.reward, resumed, others=(problems, run))
     return AskedRun(request, selected, path, run.samples if isinstance(run, BenchOptions) else 1)
