@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     without=["tau"],
     policy=Option(
         "Policies to compare, each with an optional tau, such as target,arbitrage@fast,entropy@0.5. Default: target, "
-        "draft, speculative (only for local models and one problem at a time), arbitrage and logprob; for code, the last two "
-        "only with a router.",
+        "draft, speculative (only for local models and one problem at a time) and arbitrage (for code: only with a router).",
         "NAME[@TAU],...",
     ),
     reward=Option(
@@ -55,7 +54,7 @@ def bench(
 
     \b
     Examples:
-      arbitrage bench --dataset builtin --policy target,draft,arbitrage,logprob@0.3
+      arbitrage bench --dataset builtin --policy target,arbitrage,arbitrage@fast
       arbitrage bench --dataset math500 --pair llama3 --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """

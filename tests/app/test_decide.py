@@ -238,7 +238,7 @@ LIST = "target, entropy@0.3,entropy@inf,random@0.5,logprob,target,random@0.5"
     ("models", "names"),
     [
         (PLAIN, ["target", "draft", "speculative", "entropy@1"]),
-        (Options(), ["arbitrage@careful", "logprob@0.3"]),
+        (Options(), ["speculative", "arbitrage@careful"]),
         (replace(PLAIN, policy=LIST), ["target", "entropy@0.3", "entropy@inf", "random@0.5", "logprob@0.3"]),
     ],
     ids=["scripted", "built-in", "a list"],

@@ -34,10 +34,7 @@ def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
     names = [TARGET_ALONE.name, DRAFT_ALONE.name]
     if named.is_local and options.concurrency in (None, 1):
         names.append("speculative")
-    policy = usual_policy(task, has_router=named.has_router, is_local=named.is_local)
-    names.append(policy.name)
-    if policy.needs_router:
-        names.append("logprob")
+    names.append(usual_policy(task, has_router=named.has_router, is_local=named.is_local).name)
     return ",".join(dict.fromkeys(names))
 
 
