@@ -105,10 +105,6 @@ class ConversationError(ProblemError):
     """The model's chat template cannot render this conversation or system prompt."""
 
 
-class ControlTokenError(ProblemError):
-    """The question contains the text of a control token, which the model's server would not read as text."""
-
-
 class ServerRequestError(ProblemError):
     """A request to the model's server failed.
 

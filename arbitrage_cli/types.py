@@ -38,6 +38,8 @@ ModelRole = Literal["draft", "target", "prm", "check"]
 """The role of a model. `check` is the checker, which solves a problem beside the draft in policy `agree`."""
 ROLES: tuple[ModelRole, ...] = get_args(ModelRole)
 WRITING = ROLES[:2]
+ServerKind = Literal["vllm", "sglang", "llama-server"]
+"""A server that continues token ids. Every other server is used as a chat API."""
 
 ByRole = Mapping[ModelRole, T]
 

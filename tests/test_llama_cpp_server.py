@@ -69,15 +69,19 @@ def records(*arguments: str, problems: Path, env: Mapping[str, str | None]) -> l
 
 
 @pytest.mark.parametrize("policy", ["target", *rarely("logprob")])
-def test_a_served_target_gives_the_local_solutions(address: str, policy: str, tmp_path: Path) -> None:
+def test_a_served_target_gives_the_local_solutions(
+    address: str, policy: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Over a builtin draft; texts may differ only at near ties, which these problems do not have."""
+    if policy == "logprob" and "llama-cpp-python" in request.node.name:
+        pytest.skip("a chat API routes no steps")
     lines = (MODELS / "builtin-dev.jsonl").read_text().splitlines()[:6]
     problems = tmp_path / "problems.txt"
     problems.write_text("".join(f"{json.loads(line)['problem']}\n" for line in lines))
     common = ("--pair", "mine", "--policy", policy, *(() if policy == "target" else ("--tau", "0.01")))
     env = pair_named_mine(tmp_path, draft="builtin:draft", target="builtin:target")
     here = records(*common, problems=problems, env=env)
-    pair_named_mine(tmp_path, draft="builtin:draft", target=address, target_template=MODELS / "target.gguf")
+    pair_named_mine(tmp_path, draft="builtin:draft", target=address)
     there = records(*common, problems=problems, env=env)
     assert [record["text"] for record in there] == [record["text"] for record in here]
     assert [record["acceptance_rate"] for record in there] == [record["acceptance_rate"] for record in here]

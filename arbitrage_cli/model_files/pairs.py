@@ -21,7 +21,7 @@ from arbitrage_cli.model_files.checksums import OnProgress, no_progress, sha256_
 from arbitrage_cli.model_files.hub import HubName, parse_name, parts
 from arbitrage_cli.model_files.stores import find_model_file, model_names, program_of
 from arbitrage_cli.system.files import models_folder, read_text, user_folder, validated
-from arbitrage_cli.types import ByRole, Fields, ModelRole, frozen
+from arbitrage_cli.types import ByRole, Fields, ModelRole, ServerKind, frozen
 
 BUILT_IN = "builtin:"  # builtin:draft is draft.gguf in the models folder
 
@@ -39,10 +39,10 @@ _RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token
 
 @frozen
 class ModelEntry:
-    """A model of a pair. `api_key_env` and `template` are for a model on a server.
+    """A model of a pair. `api_key_env`, `server` and `template` are for a model on a server.
 
-    `api_key_env` names the environment variable that contains the API key, and `template` the file that contains the chat
-    template. `price` contains the prices of prompt tokens, cached prompt tokens and completion tokens, in dollars per million
+    `api_key_env` names the environment variable that contains the API key, `server` what is behind a proxy that does not say
+    so, and `template` the file that contains the chat template. `price` contains the prices of prompt tokens, cached prompt tokens and completion tokens, in dollars per million
     tokens.
     """
 
@@ -50,6 +50,7 @@ class ModelEntry:
 
     source: Annotated[str, MinLen(1)]
     api_key_env: str | None = None
+    server: ServerKind | None = None
     template: str | None = None
     price: str | None = None
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from arbitrage_cli.errors import (
     ContextFullError,
-    ControlTokenError,
     ConversationError,
     ServerError,
     ServerRequestError,
@@ -191,8 +190,6 @@ def refusal_of(finished: Finished) -> RefusedError | None:
         message = "a model's chat template rejects this conversation"
         hint = "start a new one, or omit the system prompt"
         return RefusedError(message, hint, parameter="messages")
-    if isinstance(error, ControlTokenError):
-        return RefusedError(error.message, "remove this text, or use another model", parameter="messages")
     if isinstance(error, ServerRequestError) and error.status in OVERLOADED:
         message, code = "the server of a model is overloaded", "upstream_overloaded"
         return RefusedError(message, "retry later", status=error.status, code=code, retry_after=error.retry_after)

@@ -44,7 +44,7 @@ def pair_with(home: Path, draft: str, *, is_priced: bool) -> Iterator[Mapping[st
         servers["draft"] = Answering(1)
     with ExitStack() as stack:
         sources = {role: stack.enter_context(on_loopback(server)) for role, server in servers.items()}
-        entries = {
+        entries: dict[str, dict[str, Any]] = {
             role: {"source": sources.get(role, "builtin:draft")} | ({"price": PRICES[role]} if is_priced else {})
             for role in PRICES
         }

@@ -46,7 +46,7 @@ def write_pair(home: Path, kind: str = "local", source: str = "", price: str = "
     """Write a pair with a router of its own. Its target is built in or served, and may have a price."""
     router = str(write_router(home / "router.safetensors"))
     built_in = read_pairs()["builtin"]
-    target = {"local": {}, "served": {"source": source}, "priced": {"source": source, "price": price}}[kind]
+    target: dict[str, Any] = {"local": {}, "served": {"source": source}, "priced": {"source": source, "price": price}}[kind]
     pair = replace(built_in, name="mine", policy=None, router=router, target=replace(built_in.target, **target))
     (path := home / "arbitrage" / "pairs.toml").unlink(missing_ok=True)
     add_pair(path, pair)

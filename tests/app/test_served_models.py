@@ -155,13 +155,27 @@ def test_a_pair_of_servers_and_its_keys(here: Path, monkeypatch: pytest.MonkeyPa
 # --- what a server can do
 
 
-def test_what_a_server_lacks_is_refused_before_anything_is_spent(here: Path) -> None:
+def test_a_pair_names_the_server_behind_a_proxy(here: Path) -> None:
+    """Otherwise, it is a chat API, which routes no steps and has chat templates of its own."""
     (here / "template.jinja").write_text(TEMPLATE)
-    with serving("plain") as (server, address):
+    with serving() as (server, address):
         models, options = {"draft": address, "target": "scripted:target"}, typed(pair="mine", policy="logprob")
         pair_named_mine(here, **models)
-        assert "template" in refused(solved, here, options).hint
-        pair_named_mine(here, **models, draft_template=here / "template.jinja")
+        solved(here, options)
+        server.owner = "a proxy"
+        for template in ({}, {"draft_template": here / "template.jinja"}):
+            pair_named_mine(here, **models, **template)
+            assert "target.server" in refused(solved, here, options).hint
+            pair_named_mine(here, **models, **template, draft_server="vllm")
+            solved(here, options)
+        pair_named_mine(here, **models, draft_server="ollama")
+        assert "server" in refused(solved, here, options).message
+
+
+def test_what_a_server_lacks_is_refused_before_anything_is_spent(here: Path) -> None:
+    with serving() as (server, address):
+        models, options = {"draft": address, "target": "scripted:target"}, typed(pair="mine", policy="logprob")
+        pair_named_mine(here, **models)
         solved(here, options)
         server.max_alternatives = 0
         assert "log-probabilities" in refused(solved, here, options).message

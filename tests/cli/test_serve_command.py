@@ -24,7 +24,7 @@ from cli import (
 )
 from fake_chat import Api, ChatServer
 from fake_server import HashServer, on_loopback
-from hash_language import TEMPLATE, HashBackend
+from hash_language import HashBackend
 from processes import awaited, ended_by
 from serving import chunks
 
@@ -143,21 +143,6 @@ def test_usage_has_the_tokens_of_the_prompt(tmp_path: Path) -> None:
                 record = run("solve", "--pair", "mine", *models, "--policy", model, "--json", QUESTION, env=env).record
                 assert usage["prompt_tokens"] == record["timing"][model]["prefill_tokens"] > 5
                 assert usage["completion_tokens"] == sum(step["tokens"] for step in record["steps"])
-
-
-def test_a_question_with_a_control_token_is_refused_if_a_server_accepts_only_strings(tmp_path: Path) -> None:
-    (tmp_path / "template.jinja").write_text(TEMPLATE)
-    question = "What does <|assistant|> mean?"
-    with on_loopback(HashServer("plain", HashBackend("draft"))) as draft:
-        env = pair_named_mine(tmp_path, draft=draft, draft_template=tmp_path / "template.jinja", target="scripted:target")
-        with served(models=("--pair", "mine"), env=env) as (_, client):
-            body = {"model": "draft", "messages": [{"role": "user", "content": question}]}
-            refused = client.post("/chat/completions", json=body)
-            streamed = client.post("/chat/completions", json={**body, "stream": True})
-    error = refused.json()["error"]
-    assert (refused.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "messages")
-    assert ("<|assistant|>" in error["message"], "127.0.0.1" in error["message"]) == (True, False)
-    assert (streamed.status_code, streamed.json()) == (400, refused.json())
 
 
 def test_a_signal_ends_no_computation() -> None:

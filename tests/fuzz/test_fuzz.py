@@ -31,7 +31,7 @@ from arbitrage_cli.display.page import Traces, render
 from arbitrage_cli.errors import DamagedRunError, DefectError, HubError, ModelError, RouterError, TemplateError, UsageError
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.inference.chat_template import ChatPrompt
-from arbitrage_cli.inference.servers.dialects import Completions, LlamaServer, Sglang, Vllm
+from arbitrage_cli.inference.servers.dialects import LlamaServer, Vllm
 from arbitrage_cli.inference.servers.responses import ServerFacts
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.gguf import read_facts
@@ -315,7 +315,7 @@ def test_answers_of_servers() -> None:
     answer = {"choices": [{**choice, "logprobs": logprobs}], "usage": usage, **llama}
 
     def check(made: Any) -> None:
-        for dialect in (Completions(), Vllm(), Sglang(), LlamaServer()):
+        for dialect in (Vllm(), LlamaServer()):
             with suppress(ValueError):  # of a field of the wrong type
                 dialect.read(made)
         with suppress(ValueError):  # of a field of the wrong type

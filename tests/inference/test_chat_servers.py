@@ -34,7 +34,7 @@ APIS = {
 
 
 def opened(host: str) -> AbstractContextManager[ServedModel]:
-    return opened_model(ChatServer(APIS[host]), template=None, base=f"{host}/v1")
+    return opened_model(ChatServer(APIS[host]), base=f"{host}/v1")
 
 
 def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> ServedWriter:
@@ -44,7 +44,7 @@ def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> Se
 
 def test_everything_that_a_chat_api_writes_is_billed() -> None:
     server = ChatServer(Api())
-    with opened_model(server, template=None) as model:
+    with opened_model(server) as model:
         server.num_read = server.num_written = 0
         solved = solve({"target": writer(model)}, PROBLEMS, "target", limits=replace(SHORT, max_steps=None))
     costs = [decision.kept.cost for trace in solved.values() for decision in trace.decisions]
@@ -58,7 +58,7 @@ def test_a_target_behind_a_chat_api_is_asked_once_as_by_any_user(host: str, conc
     limits = replace(SHORT, max_steps=None)
     expected = solve(here(), PROBLEMS, "target", limits=limits)
     server = ChatServer(APIS[host])
-    with opened_model(server, template=None, base=f"{host}/v1") as model:
+    with opened_model(server, base=f"{host}/v1") as model:
         server.bodies.clear()
         found = solve({"target": writer(model)}, PROBLEMS, "target", limits=limits, concurrency=concurrency)
     assert texts(found) == texts(expected)
@@ -72,7 +72,7 @@ def test_a_target_behind_a_chat_api_is_asked_once_as_by_any_user(host: str, conc
 
 
 def test_a_model_behind_a_chat_api_cannot_continue_text() -> None:
-    with opened_model(server := ChatServer(Api()), template=None) as model:
+    with opened_model(server := ChatServer(Api())) as model:
         assert (len(server.bodies), model.cannot_continue is not None) == (1, True)
     with opened_model(HashServer()) as model:
         assert model.cannot_continue is None
@@ -80,7 +80,7 @@ def test_a_model_behind_a_chat_api_cannot_continue_text() -> None:
 
 def test_an_api_that_thinks_is_refused() -> None:
     server = ChatServer(Api(thinks_unless={"unknown": 1}))
-    with pytest.raises(ServerError) as raised, opened_model(server, template=None):
+    with pytest.raises(ServerError) as raised, opened_model(server):
         pass
     assert raised.value.hint
     assert len(server.bodies) == 1
@@ -88,7 +88,7 @@ def test_an_api_that_thinks_is_refused() -> None:
 
 def test_rejected_fields_are_omitted() -> None:
     server = ChatServer(Api(rejects=("max_tokens", "temperature", "top_p", "stream_options")))
-    with opened_model(server, template=None) as model:
+    with opened_model(server) as model:
         assert texts(solve({"target": writer(model)}, PROBLEMS[:2], "target")) == texts(
             solve(here(), PROBLEMS[:2], "target")
         )
@@ -96,7 +96,7 @@ def test_rejected_fields_are_omitted() -> None:
 
 
 def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
-    with opened_model(ChatServer(Api(rejects=("seed",))), template=None) as model:
+    with opened_model(ChatServer(Api(rejects=("seed",)))) as model:
         sampled = ServedWriter("target", model, Sampler(temperature=1.0), STYLE)
         (event,) = finished_of(events_of({"target": sampled}, PROBLEMS[:1], "target"))
         assert event.error is None
@@ -110,7 +110,7 @@ KEY, ONE_STEP = "sk-secret-0123456789", Limits(1, 120, 40)
 def finished_by(answer: Answer, **options: Any) -> tuple[Finished, ChatServer]:
     """Solve a problem with an API that has a key and gives this answer to each request after the probe."""
     server = ChatServer(Api(), key=KEY)
-    with opened_model(server, template=None, key=KEY) as model:
+    with opened_model(server, key=KEY) as model:
         server.bodies.clear()
         server.faults = lambda: answer
         (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target", **options))
@@ -223,7 +223,7 @@ FAULTS = [
 def test_faults_of_a_chat_api_change_no_text(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     set_limits(monkeypatch, FIRST_DELAY=0.001)
     server, faults = ChatServer(Api()), iter([fault] * 3)
-    with opened_model(server, template=None) as model:
+    with opened_model(server) as model:
         server.faults = lambda: next(faults, None)
         found = solve({"target": writer(model)}, PROBLEMS[:2], "target")
     assert texts(found) == texts(solve(here(), PROBLEMS[:2], "target"))
@@ -233,7 +233,7 @@ def test_faults_of_a_chat_api_change_no_text(fault: Answer, monkeypatch: pytest.
 def test_the_thinking_phase_of_a_chat_api_is_empty(max_tokens: int | None) -> None:
     limits = replace(SHORT, max_steps=None)
     thinking = replace(limits, thinking=Thinking(True, max_tokens))
-    with opened_model(server := ChatServer(Api()), template=None) as model:
+    with opened_model(server := ChatServer(Api())) as model:
         expected = solve({"target": writer(model)}, PROBLEMS, "target", limits=limits)
         server.bodies.clear()
         found = solve({"target": writer(model)}, PROBLEMS, "target", limits=thinking, concurrency=3)
@@ -269,7 +269,7 @@ def test_the_prompt_of_an_interrupted_response_is_billed(monkeypatch: pytest.Mon
     cut = Answer([with_usage(30, 1, begun) if reported else begun], is_streamed=True, cut=1)
     whole = [chunk({"content": "one"}), chunk({}, "stop"), with_usage(30, 2, {"choices": []})]
     answers = iter([cut, cut, Answer(whole, is_streamed=True)])
-    with opened_model(server := ChatServer(Api()), template=None) as model:
+    with opened_model(server := ChatServer(Api())) as model:
         server.faults = lambda: next(answers)
         (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
     (step,) = [decision.kept for decision in finished.trace.decisions]
@@ -280,7 +280,7 @@ def test_a_step_that_stalls_is_billed_the_prompt_that_its_server_reported() -> N
     stalled = Answer([with_usage(30, 1, chunk({"content": "I"}))], is_streamed=True, cut=1)
     refused = Answer([{"error": {"message": "no"}}], 403)
     answers = iter([stalled, refused])
-    with opened_model(server := ChatServer(Api()), template=None) as model:
+    with opened_model(server := ChatServer(Api())) as model:
         server.faults = lambda: next(answers)
         (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
     assert isinstance(finished.error, ServerRequestError)

@@ -204,7 +204,7 @@ def test_a_model_that_ends_its_turn_in_its_thoughts_answers_then(kind: Kind | No
         "thought"
     }
     if kind:
-        with served(HashServer(kind, made), SWITCHED) as writer:
+        with served(HashServer(kind, made)) as writer:
             found = solve({"target": writer}, problems, "target", limits=long(None)).values()
         assert [steps(trace) for trace in found] == [steps(trace) for trace in alone]
 
@@ -276,7 +276,7 @@ def test_markers_within_thoughts_and_answers_are_no_part_of_the_text(think_token
 
 @pytest.mark.parametrize(
     ("kind", "think_tokens"),
-    [("vllm", 0), ("llamacpp", None), *rarely(("plain", 0), ("vllm", None), ("llamacpp", 0), ("plain", None))],
+    [("vllm", 0), ("llamacpp", None), *rarely(("vllm", None), ("llamacpp", 0))],
 )
 def test_markers_from_a_server_are_no_part_of_the_text(kind: Kind, think_tokens: int | None) -> None:
     """A target that writes alone continues within one response, in which the server still sees its markers."""
@@ -288,27 +288,25 @@ def test_markers_from_a_server_are_no_part_of_the_text(kind: Kind, think_tokens:
         return [(trace.thoughts, trace.text) for trace in found]
 
     expected = written(Engine("target", KvCache(Straying("target")), Sampler()), "entropy")
-    with served(HashServer(kind, Straying("target")), SWITCHED) as writer:
+    with served(HashServer(kind, Straying("target"))) as writer:
         assert written(writer, "entropy") == expected
         assert not [one for pair in written(writer, "target") for one in pair if "think" in one]
 
 
 @pytest.mark.parametrize("think_tokens", [37, *rarely(None)])
-@pytest.mark.parametrize(
-    ("kind", "target"), [("vllm", "switched"), ("sglang", "gemma-4"), ("llamacpp", "gemma-4"), ("plain", "switched")]
-)
+@pytest.mark.parametrize(("kind", "target"), [("vllm", "switched"), ("sglang", "gemma-4"), ("llamacpp", "gemma-4")])
 def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think_tokens: int | None) -> None:
     """Alone, it needs one request per phase."""
-    marked, limits = kind != "plain", long(think_tokens)
+    limits = long(think_tokens)
     problems, unlimited = (
         [Problem(str(number), f"question {number}") for number in range(4)],
         replace(limits, max_steps=None),
     )
-    expected = solve(engines("seed", target, marked=marked), problems[:2], "entropy", 1.5, limits=limits)
-    alone = solve(engines("seed", target, marked=marked), problems, "target", limits=unlimited)
-    server = HashServer(kind, Thinker(TEMPLATES[target], "target", marked=marked))
-    with served(server, TEMPLATES[target]) as writer:
-        writers: dict[ModelRole, Writer] = {**engines("seed", target, marked=marked), "target": writer}
+    expected = solve(engines("seed", target), problems[:2], "entropy", 1.5, limits=limits)
+    alone = solve(engines("seed", target), problems, "target", limits=unlimited)
+    server = HashServer(kind, Thinker(TEMPLATES[target], "target"))
+    with served(server) as writer:
+        writers: dict[ModelRole, Writer] = {**engines("seed", target), "target": writer}
         found = solve(writers, problems[:2], "entropy", 1.5, limits=limits)
         server.bodies.clear()
         found_alone = solve(writers, problems, "target", limits=unlimited)
@@ -317,16 +315,13 @@ def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think
     assert {(step.model, step.phase) for step in kept} >= {("target", "think"), ("target", "answer"), ("draft", "answer")}
     assert {step.stop for step in kept} & {"thought", "think_budget"}
     for name, trace in alone.items():
-        num_fields = 4 if kind == "plain" else 5  # without ids, a marker is no token
-        assert [step[:num_fields] for step in steps(found_alone[name])] == [step[:num_fields] for step in steps(trace)]
+        assert steps(found_alone[name]) == steps(trace)
     num_phases = sum(len({*phases(trace)}) for trace in alone.values())
     assert sum("max_tokens" in body or "n_predict" in body for body in server.bodies) == num_phases > len(problems)
 
 
-@pytest.mark.parametrize(
-    ("kind", "field"), [("vllm", "skip_special_tokens"), ("llamacpp", "preserved_tokens"), ("plain", None)]
-)
-def test_a_server_that_hides_where_thoughts_end_is_refused(kind: Kind, field: str | None) -> None:
+@pytest.mark.parametrize(("kind", "field"), [("vllm", "skip_special_tokens"), ("llamacpp", "preserved_tokens")])
+def test_a_server_that_hides_where_thoughts_end_is_refused(kind: Kind, field: str) -> None:
     server = HashServer(kind, Thinker(GEMMA, "target"))
     answer = server.handle
 
@@ -334,15 +329,15 @@ def test_a_server_that_hides_where_thoughts_end_is_refused(kind: Kind, field: st
         return answer(path, body and {name: value for name, value in body.items() if name != field}, headers)
 
     server.handle = ignore  # type: ignore[method-assign]
-    with served(server, GEMMA) as writer:
+    with served(server) as writer:
         events = events_of({"target": writer}, [Problem("p", "1 + 1")], "target", limits=long(None))
         assert [type(event.error) for event in finished_of(events)] == [ServerRequestError]
         assert solve({"target": writer}, [Problem("p", "1 + 1")], "target", limits=long(0))["p"].text
 
 
 @contextmanager
-def served(server: HashServer, template: str) -> Iterator[ServedWriter]:
-    with opened_model(server, template=template) as model:
+def served(server: HashServer) -> Iterator[ServedWriter]:
+    with opened_model(server) as model:
         yield ServedWriter("target", model, Sampler(), PromptStyle())
 
 

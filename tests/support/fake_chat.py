@@ -22,7 +22,8 @@ class Api:
 
 class ChatServer(HashServer):
     def __init__(self, api: Api, backend: HashBackend | None = None, *, key: str | None = None) -> None:
-        super().__init__("plain", backend or HashBackend("target"), key=key)
+        super().__init__(backend=backend or HashBackend("target"), key=key)
+        self.owner = "me"
         self.api = api
         self.num_read = self.num_written = 0  # tokens, by its own usage
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of toy models, in four kinds: what it answers is computed as an engine here would compute it.
+"""An OpenAI-compatible server of toy models, in three kinds: what it answers is computed as an engine here would compute it.
 
 `HashServer.handle` maps a request to an answer; it serves an `httpx2.MockTransport`, and real connections on loopback. Faults come on
 request. Answers have the form of those that vLLM 0.32, SGLang 0.5, llama-server b11434 and llama_cpp.server gave.
@@ -28,8 +28,8 @@ from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.probing import open_served
 
-Kind = Literal["vllm", "sglang", "llamacpp", "plain"]
-KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp", "plain")
+Kind = Literal["vllm", "sglang", "llamacpp"]
+KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp")
 Body = dict[str, Any]
 REFUSED, SILENT = 0, -1  # instead of a status: no connection or a broken one, or no answer in time
 GARBAGE = 1  # instead of a status: an answer that is not JSON
@@ -56,9 +56,10 @@ class HashServer:
 
     def __init__(self, kind: Kind = "vllm", backend: HashBackend | None = None, *, key: str | None = None) -> None:
         self.kind, self.key = kind, key
+        self.owner: str = kind  # of its models, by its own account
         self.backend = backend or HashBackend("target")
         self.names = ["toy"]
-        self.max_alternatives = {"plain": 5}.get(kind, 20)
+        self.max_alternatives = 20
         self.faults: Callable[[], Answer | None] = lambda: None
         self.faulty_paths: tuple[str, ...] = ("/completions", "/completion")  # their ends
         self.seconds = 0.0
@@ -105,14 +106,12 @@ class HashServer:
                 "/apply-template": self._apply_template,
                 "/completion": self._completion,
             },
-            "plain": {},
         }
         return common | own[self.kind]
 
     def _models(self, body: Body) -> Answer:
-        owner = {"plain": "me"}.get(self.kind, self.kind)
-        size = {"max_model_len": self.backend.card.context_size} if self.kind == "vllm" else {}
-        return Answer([{"object": "list", "data": [{"id": name, "owned_by": owner, **size} for name in self.names]}])
+        size = {"max_model_len": self.backend.card.context_size} if self.owner == "vllm" else {}
+        return Answer([{"object": "list", "data": [{"id": name, "owned_by": self.owner, **size} for name in self.names]}])
 
     def _props(self, body: Body) -> Answer:
         size = self.backend.card.context_size
@@ -138,8 +137,7 @@ class HashServer:
         ids = self._ids(prompt, with_controls=True) if isinstance(prompt, str) else list(prompt)
         if body.get("logprobs", 0) > self.max_alternatives > 0:
             return Answer([{"error": {"message": f"logprobs must be at most {self.max_alternatives}"}}], 400)
-        most = len(ids) if self.kind == "plain" else len(ids) + body["max_tokens"]
-        if most > self.backend.card.context_size:
+        if len(ids) + body["max_tokens"] > self.backend.card.context_size:
             text = f"This model's maximum context length is {self.backend.card.context_size} tokens"
             return Answer([{"error": {"message": text, "code": 400}}], 400)
         keeps = body.get("include_stop_str_in_output") or body.get("no_stop_trim")
@@ -324,14 +322,13 @@ def opened_model(
     server: HashServer,
     *,
     name: str | None = None,
-    template: str | None = TEMPLATE,
-    key: str | None = None,
     base: str = "http://toy:1/v1",
     is_serving: bool = False,
+    **settings: Any,
 ) -> Iterator[ServedModel]:
-    """A model of the server, reached without a network. A plain server needs the template."""
+    """A model of the server, reached without a network."""
     address = Address.parse(f"{base}#{name}" if name else base)
-    source = ServedSource(address, template=template if server.kind == "plain" else None, key=key)
+    source = ServedSource(address, **settings)
     with contextlib.closing(Connection(transport(server), is_serving=is_serving)) as connection:
         yield open_served(connection, source)
 

@@ -279,6 +279,7 @@ def served_sources(sources: Sources, entries: ByRole[ModelEntry], load: LoadOpti
         role: ServedSource(
             address,
             key=keys.get(role),
+            server=entries[role].server if role in entries else None,
             template=templates.get(role),
             template_variables=load.template_variables,
             context_size=load.context_size,

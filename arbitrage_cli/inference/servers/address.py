@@ -7,7 +7,7 @@ from dataclasses import field
 from urllib.parse import urlsplit
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.types import Fields, ModelRole, frozen
+from arbitrage_cli.types import Fields, ModelRole, ServerKind, frozen
 
 ADDRESS_EXAMPLE = "use an address such as http://gpu-box:8000/v1 or http://gpu-box:8000/v1#Qwen/Qwen3-32B"
 SHARED_KEY_VARIABLE = "ARBITRAGE_API_KEY"
@@ -63,10 +63,14 @@ class Address:
 
 @frozen
 class ServedSource:
-    """A model on a server. `template` replaces the server's chat template."""
+    """A model on a server.
+
+    `server` says what is behind the address if the server does not say so itself. `template` replaces its chat template.
+    """
 
     address: Address
     key: str | None = field(default=None, repr=False)
+    server: ServerKind | None = None
     template: str | None = None
     template_variables: Fields = field(default_factory=dict)
     context_size: int | None = None

@@ -1,5 +1,6 @@
 """Converts requests to the JSON format of each kind of server. Sends nothing."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar
@@ -7,13 +8,15 @@ from typing import ClassVar
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.responses import LlamaResponse, Piece, Response
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.types import Fields, Json, frozen
+from arbitrage_cli.types import Fields, Json, ServerKind, frozen
 
 OPTIONAL = ("max_tokens", "top_p", "seed", "stream_options", "temperature", "thinking", "enable_thinking")
 """Fields that some APIs reject, in the order in which they are omitted.
 
 Instead of `max_tokens`, these APIs accept `max_completion_tokens`.
 """
+
+MAX_ALTERNATIVES = 20  # log-probabilities per token
 
 APIS: Mapping[str, Json] = {
     "aliyuncs.com": {"enable_thinking": False},  # Qwen on DashScope
@@ -27,18 +30,17 @@ APIS: Mapping[str, Json] = {
 
 @frozen
 class Prompt:
-    """The text before the next token: as token ids, as text, or as the messages of a chat."""
+    """What a model is asked to continue: token ids or, for a chat API, messages."""
 
-    text: str = ""
     ids: Sequence[int] = ()
     messages: Sequence[Json] = ()
 
-    def followed_by(self, text: str, ids: Iterable[int] = ()) -> "Prompt":
-        return replace(self, ids=[*self.ids, *ids]) if self.ids else replace(self, text=self.text + text)
+    def followed_by(self, ids: Iterable[int]) -> "Prompt":
+        return replace(self, ids=[*self.ids, *ids])
 
     def __len__(self) -> int:
-        """Return the number of tokens or, without ids, of characters, which is almost always greater."""
-        return len(self.ids) or len(self.text) + sum(len(message["content"]) for message in self.messages)
+        """Return the number of tokens or, for messages, of characters, which is almost always greater."""
+        return len(self.ids) + sum(len(message["content"]) for message in self.messages)
 
 
 @frozen
@@ -59,58 +61,46 @@ class TextRequest:
     marker: str = ""
 
     def body(self) -> Json:
-        """Return the fields that all servers accept."""
+        """Return the fields that all servers accept, without the prompt."""
         drawn = {name: value for name, value in asdict(self.sampler).items() if value or name not in ("top_k", "min_p")}
-        return {"model": self.model, "prompt": self.prompt.ids or self.prompt.text, "stream": True, **drawn}
+        return {"model": self.model, "stream": True, **drawn}
 
     @property
     def stops(self) -> list[str]:
         return [text for text in (self.stop, self.marker) if text]
 
 
-class Completions:
-    """OpenAI's `/completions` without extensions.
+class Completions(ABC):
+    """A server whose models continue token ids, so that they can continue the text of another model.
 
-    The prompt is a string, the chat template is unknown, and the response does not distinguish a stop string from the end of
-    the sequence. Requests therefore have no stop string; the stream is closed at the separator instead.
+    `facts_paths` are where the version and the context size may be found. `can_ignore_controls` is true if the server can
+    tokenize the text of a control token as plain text. `own_fields` includes neutral values for the server's default sampling.
     """
 
-    name = "OpenAI-compatible"
-    path = "completions"
-    is_plain = True  # without extensions
-    max_alternatives = 5
-    can_ignore_controls = False  # can tokenize control tokens as plain text
-    facts_paths: ClassVar[Sequence[str]] = ()  # where the version and the context size may be found
-    rendering_path = "/tokenize"
-    own_fields: ClassVar[Json] = {}  # includes neutral values for the server's default sampling
+    name: ClassVar[str]
+    path: ClassVar = "completions"
+    can_ignore_controls: ClassVar = False
+    facts_paths: ClassVar[Sequence[str]]
+    rendering_path: ClassVar = "/tokenize"
+    own_fields: ClassVar[Json]
 
-    @property
-    def can_stop(self) -> bool:
-        """Whether the server can stop at a separator. If not, the stream is closed there."""
-        return not self.is_plain
+    @abstractmethod
+    def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> Json: ...
 
-    def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> Json:
-        return {"model": model, "prompt": text, "add_special_tokens": False}
-
-    def rendering(self, model: str, messages: Sequence[Json], variables: Fields) -> Json:
-        options = {"chat_template_kwargs": dict(variables)} if variables else {}
-        return {"model": model, "messages": list(messages), "add_generation_prompt": True, **options}
+    @abstractmethod
+    def rendering(self, model: str, messages: Sequence[Json], variables: Fields) -> Json: ...
 
     def body(self, request: TextRequest) -> Json:
-        alternatives = {"logprobs": request.num_alternatives} if request.num_alternatives else {}
-        fields = {"max_tokens": request.max_tokens, "stream_options": {"include_usage": True}}
-        return {**self.own_fields, **request.body(), **fields, **alternatives}
+        return {**self.own_fields, **request.body(), "prompt": request.prompt.ids, "stop": request.stops}
 
-    def read(self, answer: Json) -> Piece:
-        return Response.model_validate(answer).read()
+    @abstractmethod
+    def read(self, answer: Json) -> Piece: ...
 
 
 class Vllm(Completions):
     """The dialect of vLLM, which ignores SGLang's fields."""
 
     name = "vLLM"
-    is_plain = False
-    max_alternatives = 20
     facts_paths: ClassVar[Sequence[str]] = ("/version",)
     own_fields: ClassVar[Json] = {
         "top_k": -1,
@@ -122,13 +112,25 @@ class Vllm(Completions):
         "no_stop_trim": True,  # the same in SGLang
     }
 
+    def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> Json:
+        return {"model": model, "prompt": text, "add_special_tokens": False}
+
+    def rendering(self, model: str, messages: Sequence[Json], variables: Fields) -> Json:
+        options = {"chat_template_kwargs": dict(variables)} if variables else {}
+        return {"model": model, "messages": list(messages), "add_generation_prompt": True, **options}
+
     def body(self, request: TextRequest) -> Json:
-        body = {**super().body(request), "stop": request.stops}
+        body = super().body(request) | {"max_tokens": request.max_tokens, "stream_options": {"include_usage": True}}
+        if request.num_alternatives:
+            body["logprobs"] = request.num_alternatives
         if request.marker:
             body["skip_special_tokens"] = False
         if request.cache_key:
             body["cache_salt"] = request.cache_key
         return body
+
+    def read(self, answer: Json) -> Piece:
+        return Response.model_validate(answer).read()
 
 
 class Sglang(Vllm):
@@ -143,8 +145,6 @@ class LlamaServer(Completions):
 
     name = "llama-server"
     path = "/completion"
-    is_plain = False
-    max_alternatives = 20
     can_ignore_controls = True
     facts_paths = ("/props",)
     rendering_path = "/apply-template"
@@ -157,7 +157,7 @@ class LlamaServer(Completions):
         return {"messages": list(messages), "chat_template_kwargs": dict(variables)}
 
     def body(self, request: TextRequest) -> Json:
-        body = {**request.body(), "n_predict": request.max_tokens, "stop": request.stops, **self.own_fields}
+        body = super().body(request) | {"n_predict": request.max_tokens}
         if request.marker:
             body["preserved_tokens"] = [request.marker]
         if request.num_alternatives:
@@ -172,7 +172,9 @@ class LlamaServer(Completions):
         return LlamaResponse.model_validate(answer).read()
 
 
-DIALECTS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "llamacpp": LlamaServer}  # by `owned_by`
+SERVERS: Mapping[ServerKind, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "llama-server": LlamaServer}
+OWNERS: Mapping[str, ServerKind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama-server"}
+"""What is behind an API, by the `owned_by` of its models."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,6 @@ class Chat:
 
     name: ClassVar = "chat API"
     path: ClassVar = "chat/completions"
-    is_plain: ClassVar = False
     no_thinking: Json = field(default_factory=dict)
     omitted: frozenset[str] = frozenset()
 
@@ -197,7 +198,7 @@ class Chat:
         return cls({**switches, **no_thinking})
 
     def body(self, request: TextRequest) -> Json:
-        unused = {"prompt", *(() if request.sampler.temperature else ("seed", "top_p")), *self.omitted}
+        unused = {*(() if request.sampler.temperature else ("seed", "top_p")), *self.omitted}
         fields = {"max_tokens": request.max_tokens, "stream_options": {"include_usage": True}}
         body = {**request.body(), **fields, **self.no_thinking, "messages": [*request.prompt.messages]}
         if "max_tokens" in self.omitted:

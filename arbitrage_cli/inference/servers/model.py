@@ -1,7 +1,6 @@
 """Sends requests for one model on a server: to render and tokenize prompts, and to write text.
 
-Questions and steps that contain the text of a control token are split and tokenized in parts. If the server does not accept
-token ids, such a question or step is rejected.
+Questions and steps that contain the text of a control token are split and tokenized in parts.
 """
 
 import asyncio
@@ -42,7 +41,8 @@ REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors 
 SERVER_FAILED = 500
 MAX_RENDERED = 256  # layouts of conversations; more than a `ChatPrompt` needs
 
-WITHOUT_STEPS = "use policy agree, draft or target, which arbitrage advise compares, or serve the model with vLLM, SGLang or llama-server"
+NAME_SERVER = 'if a proxy hides vLLM, SGLang or llama-server, name it in the pair, for example target.server = "vllm"'
+WITHOUT_STEPS = f"use policy agree, draft or target, which arbitrage advise compares; {NAME_SERVER}"
 PROBE_QUESTION = "What is 2 + 3?"  # which every model can be asked
 PROBE_PROMPT = Prompt(messages=[{"role": "user", "content": PROBE_QUESTION}])
 
@@ -108,15 +108,12 @@ class ServedModel:
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         """Build prompts. Waits until the server has rendered examples; must not be called in the connection's thread."""
-        is_rendered = not isinstance(self.dialect, Chat) and not self.dialect.is_plain
-        template = self.source.template or (self._find_rendered if is_rendered else None)
+        template = None if isinstance(self.dialect, Chat) else self.source.template or self._find_rendered
         build = partial(ChatPrompt, template, None, (), style, self.source.template_variables)
         return self.server.connection.run(self.server.retry(partial(self.with_renderings, build), is_probe=True))
 
     async def prompt_of(self, segments: Sequence[Segment], controls: Controls, topic: str = "") -> Prompt:
-        """Return a prompt as the server accepts it."""
-        if self.completions.is_plain:
-            return Prompt(controls.join(segments))
+        """Return a prompt as token ids."""
         if not any(LOOKS_LIKE_CONTROL.search(segment.text) for segment in segments if isinstance(segment, Plain)):
             segments = [Control("".join(segment.text for segment in segments))]  # tokenized as a whole
         return Prompt(ids=await self.ids_of(segments, controls, topic, begins=True))

@@ -17,15 +17,16 @@ from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.servers.connection import Connection, Server
 from arbitrage_cli.inference.servers.controls import Controls
 from arbitrage_cli.inference.servers.dialects import (
-    DIALECTS,
+    MAX_ALTERNATIVES,
     OPTIONAL,
+    OWNERS,
+    SERVERS,
     Chat,
-    Completions,
     Dialect,
     Prompt,
     TextRequest,
 )
-from arbitrage_cli.inference.servers.model import PROBE_PROMPT, PROBE_QUESTION, REFUSED, ServedModel
+from arbitrage_cli.inference.servers.model import NAME_SERVER, PROBE_PROMPT, PROBE_QUESTION, REFUSED, ServedModel
 from arbitrage_cli.inference.servers.responses import (
     MIN_ALTERNATIVES,
     VOCABULARY_SIZE,
@@ -43,10 +44,7 @@ DRAWN = Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
 
 UNEXPLAINED = re.compile("HTTP [0-9]+$|HTTP 404: (?!.*model)", re.IGNORECASE)
-WITHOUT_REASON = (
-    "check the API key and the address, which usually ends in /v1; for a server without chat completions, set "
-    "the model's template in pairs.toml"
-)
+WITHOUT_REASON = f"check the API key and the address, which usually ends in /v1; {NAME_SERVER}"
 """The hint if a server gives no reason for an HTTP error, or does not know the path."""
 
 WITHOUT_THINKING = (
@@ -85,10 +83,15 @@ async def _find(server: Server, source: ServedSource) -> ServedModel:
             raise
         models = [ListedModel(id=name)]
     found = _choose(server, models, name)
-    kind = next((DIALECTS[owner] for model in models if (owner := model.owned_by or "") in DIALECTS), Completions)
-    is_chat = kind.is_plain and not source.template
-    dialect: Dialect = Chat.at(server.name, source.template_variables) if is_chat else kind()
-    facts = await _facts(server, () if is_chat else kind.facts_paths)
+    owned_by = (model.owned_by or "" for model in models)
+    kind = source.server or next((OWNERS[owner] for owner in owned_by if owner in OWNERS), None)
+    dialect: Dialect = SERVERS[kind]() if kind else Chat.at(server.name, source.template_variables)
+    if source.template and isinstance(dialect, Chat):
+        raise ServerError(
+            f"{server.name} is a chat API, which has chat templates of its own",
+            f"remove the template from the pair; {NAME_SERVER}",
+        )
+    facts = await _facts(server, () if isinstance(dialect, Chat) else dialect.facts_paths)
     limits = [limit for limit in (found.max_model_len, facts.context_size, source.context_size) if limit and limit > 0]
     card = ModelCard(
         name=found.id,
@@ -130,13 +133,11 @@ async def _guards(model: ServedModel) -> Mapping[str, list[int]]:
 
 
 async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
-    dialect = model.completions
-    if not dialect.is_plain:
-        model = replace(model, guards=await model.server.retry(partial(_guards, model), is_probe=True))
-    controls = Controls(segments, can_ignore=dialect.can_ignore_controls)
+    model = replace(model, guards=await model.server.retry(partial(_guards, model), is_probe=True))
+    controls = Controls(segments, can_ignore=model.completions.can_ignore_controls)
     prompt = await model.server.retry(partial(model.prompt_of, segments, controls), is_probe=True)
     try:
-        return await _test(model, prompt, dialect.max_alternatives)
+        return await _test(model, prompt, MAX_ALTERNATIVES)
     except ServerRequestError as error:
         if error.status and error.status not in REFUSED:
             raise

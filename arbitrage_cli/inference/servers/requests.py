@@ -1,7 +1,6 @@
 """Builds the requests for the steps of one problem: the prompt as the server accepts it, and where the response must end.
 
-If a server accepts token ids, the ids that it sampled are kept, and only the remaining text is tokenized. Otherwise, the
-prompt is a string.
+The ids that a server sampled are kept, and only the remaining text is tokenized.
 """
 
 import hashlib
@@ -67,7 +66,7 @@ class Requests(ABC):
     def next(self, prompt: Prompt, step: ReceivedStep, max_tokens: int, *, until_end: bool) -> TextRequest:
         """Return the request for the rest of a step or, with `until_end`, for the rest of its phase."""
         options = self._options
-        prompt = prompt.followed_by(step.text.so_far, step.ids)
+        prompt = prompt.followed_by(step.ids)
         return TextRequest(
             self._model.name,
             prompt,
@@ -76,7 +75,7 @@ class Requests(ABC):
             num_alternatives=self._model.num_alternatives if options.keep_token_stats and not until_end else 0,
             cache_key="" if options.shares_prompts else self.topic,
             is_first=self.is_first,
-            stop=options.style.step_end.separator if not until_end and self._model.completions.can_stop else "",
+            stop="" if until_end else options.style.step_end.separator,
             marker=self._format.end if step.phase == "think" or self._format.ends_turns else "",
         )
 
@@ -85,34 +84,12 @@ class Requests(ABC):
         self.is_first = False
 
 
-class StepRequests(Requests):
-    """The requests for one problem, whose prompt is a string."""
-
-    def __init__(self, options: Options, problem: Problem, sampler: Sampler) -> None:
-        super().__init__(options, problem, sampler)
-        self._segments: Sequence[Segment] = ()
-        self._controls = Controls(())
-
-    async def prompt(self, trace: Trace) -> Prompt:
-        if not self._segments:
-            await self._render()
-            self._controls.check_question(self._segments)
-        kept = [decision.kept for decision in trace.decisions]
-        steps = [segment for step in kept for segment in (Plain(step.text), *self._options.prompt.after(step))]
-        return Prompt(self._controls.join([*self._segments, *steps]))
-
-    async def _render(self) -> None:
-        model = self._model
-        self._segments = await model.with_renderings(partial(self._options.prompt.for_problem, self._problem), self.topic)
-        marks = [Control(self._format.opens + self._format.closes)] if self._problem.thinks else []
-        self._controls = Controls([*self._segments, *marks], can_ignore=model.completions.can_ignore_controls)
-
-
-class TokenRequests(StepRequests):
+class TokenRequests(Requests):
     """The requests for one problem, whose prompt consists of token ids."""
 
     def __init__(self, options: Options, problem: Problem, sampler: Sampler) -> None:
         super().__init__(options, problem, sampler)
+        self._controls = Controls(())
         self._prompt: Prompt | None = None
         self._steps = StepIds()
 
@@ -125,11 +102,13 @@ class TokenRequests(StepRequests):
         return Prompt(ids=self._steps.after([*prompt.ids]))
 
     async def _begin(self) -> Prompt:
-        if not self._segments:
-            await self._render()
+        model = self._model
+        segments = await model.with_renderings(partial(self._options.prompt.for_problem, self._problem), self.topic)
+        marks = [Control(self._format.opens + self._format.closes)] if self._problem.thinks else []
+        self._controls = Controls([*segments, *marks], can_ignore=model.completions.can_ignore_controls)
         if self._problem.thinks and not self._options.think_end_ids:
             self._options.think_end_ids = await self._ids_of([Control(self._format.end)])
-        self._prompt = await self._model.prompt_of(self._segments, self._controls, self.topic)
+        self._prompt = await model.prompt_of(segments, self._controls, self.topic)
         self.num_prompt = len(self._prompt)
         return self._prompt
 

@@ -168,8 +168,6 @@ class Solution:
         return not self._step.num_in_response
 
     def _needs_no_more(self) -> bool:
-        if self._step.text.ended and self._options.model.dialect.is_plain:  # other servers stop by themselves, and report
-            return True
         return self._step.stop == "loop" and not self.until_end
 
     def _add(self, piece: Piece, max_tokens: int) -> None:
@@ -190,7 +188,7 @@ class Solution:
 
     def _split(self, piece: Piece) -> tuple[Piece, Piece | None]:
         """Split a piece that may have several tokens where the step ends."""
-        may_go_beyond = self._options.model.dialect.is_plain or (self.until_end and len(piece.ids) != 1)
+        may_go_beyond = self.until_end and len(piece.ids) != 1
         return self._step.split(piece) if may_go_beyond else (piece, None)
 
     def _keep(self, stop: StepStop) -> None:

@@ -22,10 +22,9 @@ from arbitrage_cli.inference.servers.connection import Server
 from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.patience import TIMEOUT
-from arbitrage_cli.inference.servers.requests import Options, StepRequests, TokenRequests
+from arbitrage_cli.inference.servers.requests import Options, TokenRequests
 from arbitrage_cli.inference.servers.solution import Report, Solution
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.inference.thinking import THINK
 from arbitrage_cli.types import ModelRole, Problem, Step, Trace
 
 
@@ -109,9 +108,7 @@ class ServedWriter:
         return any(slot.writing for slot in self._slots.values())
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        """Assign a problem to a slot. Raises ServerRequestError if the server cannot show where its thinking ends."""
-        if problem.thinks and self.model.dialect.is_plain and self._options.prompt.think_format is not THINK:
-            raise self._options.hidden_end()
+        """Assign a problem to a slot."""
         opened = _Slot(slot, self._connection.notify, deadline)
         opened.solution = self._solution(problem, sampler or self.sampler, opened.report)
         self._slots[slot] = opened
@@ -120,8 +117,7 @@ class ServedWriter:
         options = self._options
         if isinstance(self.model.dialect, Chat):
             return ChatSolution(options, ChatRequests(options, problem, sampler), report)
-        kind = StepRequests if self.model.dialect.is_plain else TokenRequests
-        return Solution(options, kind(options, problem, sampler), report)
+        return Solution(options, TokenRequests(options, problem, sampler), report)
 
     def close(self, slot: int) -> None:
         if (opened := self._slots.pop(slot, None)) and opened.writing:
