@@ -185,3 +185,4 @@ class ServerOptions:
     no_api_key: bool = False
     queue: Annotated[int, Interval(ge=0, le=10_000)] = 64
     timeout: Annotated[float, Interval(ge=1, le=86_400)] = 600.0
+    upstream_timeout: Annotated[float, Interval(ge=1, le=86_400)] = 120.0

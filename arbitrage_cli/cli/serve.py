@@ -13,6 +13,7 @@ from arbitrage_cli.cli.output import OutputOptions, command_display
     no_api_key=Option(f"Allow other machines to connect without an API key, which is otherwise read from {KEY_VARIABLE}."),
     queue=Option("Maximum number of waiting requests; if models are on servers, for each server.", "N"),
     timeout=Option("Time limit per request, in seconds.", "SECONDS"),
+    upstream_timeout=Option("Time for which a model's server may send nothing, in seconds.", "SECONDS"),
 )
 def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> None:
     """Serve a pair over OpenAI's chat API.
@@ -33,4 +34,4 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
 
     with command_display(output) as display:
         request = ask(options, find_task(options.task), use="serve", concurrency=8)
-        serve_pair(session_of(request), server, display)
+        serve_pair(session_of(request, server.upstream_timeout), server, display)

@@ -123,6 +123,7 @@ def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) ->
     """Also a conversation of a shape that the server has never rendered."""
     faulty = Faulty(kind, "", "")
     program = (sys.executable, str(HERE / "hurry.py"), json.dumps(HURRY | QUICK | SERVING))
+    options = ("--draft", "scripted:draft", "--upstream-timeout", "1")
     endpoints = {
         "vllm": ("tokenize", "completions"),
         "llamacpp": ("apply-template", "tokenize", "completion"),
@@ -130,7 +131,7 @@ def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) ->
     }
     with (
         on_loopback(faulty.server) as address,
-        served("--draft", "scripted:draft", "--target", address, models=(), env=ENV, program=program) as (process, client),
+        served(*options, "--target", address, models=(), env=ENV, program=program) as (process, client),
         ThreadPoolExecutor(8) as pool,
     ):
         num_asked = 0
@@ -167,9 +168,9 @@ def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) ->
 def test_requests_for_a_silent_server_keep_no_others_from_running(concurrency: int) -> None:
     """They fill the slots and the queue of this server, and no others. Once one has failed, the waiting ones fail at once."""
     faulty = Faulty("vllm", "completions", "")
-    limits = {"CHUNK_SECONDS": 3.0, "MAX_FAILED": 1, "BREAK_SECONDS": 1000.0}
+    limits = {"MAX_FAILED": 1, "BREAK_SECONDS": 1000.0}
     program = (sys.executable, str(HERE / "hurry.py"), json.dumps(limits))
-    options = ("--draft", "scripted:draft", "--concurrency", str(concurrency), "--queue", "5")
+    options = ("--draft", "scripted:draft", "--concurrency", str(concurrency), "--queue", "5", "--upstream-timeout", "3")
     with (
         on_loopback(faulty.server) as address,
         served(*options, "--target", address, models=(), env=ENV, program=program) as (_, client),
@@ -198,7 +199,7 @@ def test_requests_for_a_silent_server_keep_no_others_from_running(concurrency: i
 
 def test_a_deadline_that_passes_in_silence_is_a_failure_of_the_server() -> None:
     faulty = Faulty("vllm", "completions", "")
-    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"CHUNK_SECONDS": 60.0, "BREAK_SECONDS": 1000.0}))
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps({"BREAK_SECONDS": 1000.0}))
     options = ("--draft", "scripted:draft", "--timeout", "1")
     with (
         on_loopback(faulty.server) as address,

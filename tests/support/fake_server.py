@@ -323,13 +323,13 @@ def opened_model(
     *,
     name: str | None = None,
     base: str = "http://toy:1/v1",
-    is_serving: bool = False,
+    serving_silence: float | None = None,
     **settings: Any,
 ) -> Iterator[ServedModel]:
     """A model of the server, reached without a network."""
     address = Address.parse(f"{base}#{name}" if name else base)
     source = ServedSource(address, **settings)
-    with contextlib.closing(Connection(transport(server), is_serving=is_serving)) as connection:
+    with contextlib.closing(Connection(transport(server), serving_silence=serving_silence)) as connection:
         yield open_served(connection, source)
 
 

@@ -19,9 +19,12 @@ from arbitrage_cli.types import ModelRole
 log = logging.getLogger("arbitrage.session")
 
 
-def session_of(request: Request) -> OpenSession:
-    """Return the function that opens the session of a request."""
-    return partial(open_session, request)
+def session_of(request: Request, serving_silence: float | None = None) -> OpenSession:
+    """Return the function that opens the session of a request.
+
+    With `serving_silence`, requests to servers are those of `serve`, whose servers may be silent for as many seconds.
+    """
+    return partial(open_session, request, serving_silence=serving_silence)
 
 
 @contextlib.contextmanager
@@ -32,6 +35,7 @@ def open_session(
     max_concurrency: int | None = None,
     cost_seconds: float | None = None,
     earlier: Plan | None = None,
+    serving_silence: float | None = None,
 ) -> Iterator[Session]:
     """Open a session, as `OpenSession` describes it. Raises the same errors as `make_plan` and `OpenModels`."""
     with contextlib.ExitStack() as stack:
@@ -39,7 +43,7 @@ def open_session(
             request.named.served,
             display,
             stack,
-            is_serving=request.use == "serve",
+            serving_silence=serving_silence,
             is_greedy=not request.options.temperature,
         )
         if request.use == "serve" and not any(policy.compares_answers for policy in request.asked):

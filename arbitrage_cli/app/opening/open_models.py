@@ -252,7 +252,7 @@ def served_models(
     display: Display,
     stack: contextlib.ExitStack,
     *,
-    is_serving: bool,
+    serving_silence: float | None,
     is_greedy: bool,
 ) -> Callable[[ModelRole], RemoteModel]:
     """Return a function that opens a model on a server. Each server is asked once, when its model is first needed.
@@ -264,7 +264,7 @@ def served_models(
     def connection() -> "Connection":
         from arbitrage_cli.inference.servers.connection import Connection  # slow to import
 
-        return stack.enter_context(contextlib.closing(Connection(is_serving=is_serving)))
+        return stack.enter_context(contextlib.closing(Connection(serving_silence=serving_silence)))
 
     @functools.cache
     def open_model_of(role: ModelRole) -> RemoteModel:

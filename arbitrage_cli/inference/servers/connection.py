@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +46,7 @@ Read = Callable[[Json], T]
 
 CONNECT_SECONDS = 5.0
 SHORT_SECONDS = 30.0  # timeout of a probe, which tests a server, and of all requests whose response is not streamed
+MAX_RETRY_AFTER = 1e9
 WHOLE_SECONDS = 1800.0  # total timeout of a response, whatever arrives
 DONE_SECONDS = 0.5  # for the end of a stream after [DONE]
 IDLE_SECONDS = 2.0  # servers close idle connections after five seconds
@@ -61,11 +63,13 @@ TOPIC_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")  # by which vLLM's router 
 class Connection:
     """A thread with an event loop and HTTP clients. `transport` replaces the network in tests.
 
-    If `is_serving` is true, the patience with servers is that of `serve`.
+    With `serving_silence`, the patience with servers is that of `serve`, whose servers may be silent for as many seconds.
     """
 
-    def __init__(self, transport: "httpx2.AsyncBaseTransport | None" = None, *, is_serving: bool = False) -> None:
-        self.is_serving = is_serving
+    def __init__(
+        self, transport: "httpx2.AsyncBaseTransport | None" = None, *, serving_silence: float | None = None
+    ) -> None:
+        self.serving_silence = serving_silence
         self._arrived = threading.Event()
         self._transport = transport
         self._clients: dict[tuple[bool, int], httpx2.AsyncClient] = {}
@@ -138,8 +142,8 @@ class Server:
     def __post_init__(self) -> None:
         self._probing = RunPatience(self.name)
         self._patience: Patience = self._probing
-        if self.connection.is_serving:
-            self._patience = ServePatience(self.name, self.address.is_private)
+        if self.connection.serving_silence is not None:
+            self._patience = ServePatience(self.name, self.connection.serving_silence)
 
     @property
     def name(self) -> str:
@@ -294,9 +298,15 @@ class Server:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the delay in seconds that the server requests."""
+    """Return the delay in seconds that the server requests, as a number or as a date (RFC 9110)."""
     value = headers.get("Retry-After", "")
-    return float(value) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) else 0.0
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        return min(float(value), MAX_RETRY_AFTER)
+    try:
+        seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(0.0, seconds), MAX_RETRY_AFTER)
 
 
 def _loaded(text: str) -> Any:

@@ -19,7 +19,7 @@ MAX_DELAY = 30.0
 CHUNK_SECONDS = 120.0  # timeout between two chunks of a response, including the prefill of a long prompt
 GONE_SECONDS = 300.0  # of uninterrupted failures, after which a run stops
 NOTE_SECONDS = 10.0  # shorter pauses are not reported
-SERVING_SECONDS = 10.0  # in which `serve` must reach a server, and a cloud API must respond and continue its response
+SERVING_SECONDS = 10.0  # in which `serve` must reach a server
 MAX_SERVING_TRIES = 3
 MAX_SERVING_DELAY = 1.0
 MAX_FAILED = 3  # requests to `serve` in a row that a server may fail
@@ -160,20 +160,15 @@ class RunPatience:
 class ServePatience:
     """The patience of `serve`. A request fails if its server is unreachable for `SERVING_SECONDS`, or silent for `silence`.
 
-    A server on this machine or in a private network may be silent while it computes. Cloud APIs then send comments. After
-    `MAX_FAILED` failed requests in a row, the server is not asked for `BREAK_SECONDS`. Then, one request every
+    After `MAX_FAILED` failed requests in a row, the server is not asked for `BREAK_SECONDS`. Then, one request every
     `BREAK_SECONDS` tries it, and all others fail until a try succeeds. If the server is overloaded, only the request fails,
     immediately.
     """
 
     server: str
-    is_private: bool
+    silence: float
     num_failed: int = 0
     refuses_until: float = 0.0
-
-    @property
-    def silence(self) -> float:
-        return CHUNK_SECONDS if self.is_private else SERVING_SECONDS
 
     def check(self) -> None:
         if self.num_failed < MAX_FAILED:
