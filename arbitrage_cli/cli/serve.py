@@ -34,4 +34,5 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
 
     with command_display(output) as display:
         request = ask(options, find_task(options.task), use="serve", concurrency=8)
-        serve_pair(session_of(request, server.upstream_timeout), server, display)
+        draws_seeds = options.seed == Options.seed and "seed" not in options.explicit
+        serve_pair(session_of(request, server.upstream_timeout), server, display, draws_seeds=draws_seeds)

@@ -116,7 +116,7 @@ class Answer:
         """Return the chunks that end a stream."""
         rest = self._filter.finish()
         chunks = [self._chunk({"content": rest})] if rest else []
-        chunks.append({**self._chunk({}, reason=self._reason), **self._warnings()})
+        chunks.append({**self._chunk({}, reason=self._reason), **self._facts()})
         if self._request.body.stream_options.include_usage:
             chunks.append({**self._chunk({}), "choices": [], "usage": self._usage()})
         return chunks
@@ -127,7 +127,7 @@ class Answer:
         message = {"role": "assistant", "content": text, "refusal": None, **thoughts}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason}
         header = self._header("chat.completion", self._trace.decisions)
-        return {**header, "choices": [choice], "usage": self._usage(), **self._warnings()}
+        return {**header, "choices": [choice], "usage": self._usage(), **self._facts()}
 
     def _add_text(self, text: str, phase: Phase, decisions: Sequence[Decision] = ()) -> Json | None:
         is_answer = phase == "answer"
@@ -150,8 +150,19 @@ class Answer:
         request = self._request
         return {"id": request.problem.id, "object": kind, "created": self._created, "model": request.model, **steps}
 
-    def _warnings(self) -> Json:
-        return {"warnings": list(self._request.warnings)} if self._request.warnings else {}
+    def _facts(self) -> Json:
+        """Return the seed, if tokens were sampled, the draft's tokens as llama-server names them, and the warnings."""
+        request = self._request
+        figures = tally(self._trace.decisions)
+        cost = figures.target_cost  # of a target alone, which verifies proposals
+        drafted, kept = figures.drafted_tokens, figures.accepted_tokens
+        if not figures.drafted_steps:
+            drafted, kept = cost.verify_tokens, cost.verify_kept
+        return {
+            **({"seed": request.sampler.seed} if request.sampler.temperature else {}),
+            **({"timings": {"draft_n": drafted, "draft_n_accepted": kept}} if drafted else {}),
+            **({"warnings": list(request.warnings)} if request.warnings else {}),
+        }
 
     def _usage(self) -> Json:
         decisions = self._trace.decisions

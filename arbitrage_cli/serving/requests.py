@@ -5,8 +5,9 @@ A request for another kind of answer, such as tool calls, is rejected. Other unk
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -17,7 +18,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.rows import make_conversation
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Menu, Route
-from arbitrage_cli.types import Fields, Json, Limits, Problem, RoleLimits, frozen
+from arbitrage_cli.types import ByRole, Fields, Json, Limits, Problem, RoleLimits, frozen
 
 OWN_NAME = "arbitrage"
 MAX_MODEL_NAME = 100  # characters in a model name
@@ -88,6 +89,7 @@ class Defaults:
     the pair whose models can. `answering` applies to requests that turn thinking off, and is None if a model cannot answer
     without thinking. Conversations of more than `max_chars` characters are rejected without being tokenized. If
     `lacks_checker` is true, requests that need the checker are refused, because other solutions must not take its place.
+    If `draws_seeds` is true, each request without a seed is sampled with another one. `context_sizes` are in tokens.
     `warnings_of` says why the models of a policy probably cannot solve a problem.
     """
 
@@ -99,19 +101,35 @@ class Defaults:
     max_chars: int
     thinking_pair: str | None = None
     lacks_checker: bool = False
+    draws_seeds: bool = False
+    context_sizes: ByRole[int] = field(default_factory=dict)
     warnings_of: Callable[[Policy, Problem], Sequence[str]] = lambda policy, problem: ()
 
     @property
     def names(self) -> list[str]:
         """The model names to offer. `arbitrage` selects the default policy."""
-        offered = [name for name in self.menu.names if self.can_use(POLICIES[name.partition("@")[0]])]
+        offered = [name for name in self.menu.names if not self.refusal_of(POLICIES[name.partition("@")[0]])]
         return list(dict.fromkeys([OWN_NAME, *offered]))
 
-    def can_use(self, policy: Policy) -> bool:
-        """Return whether requests may select a policy. Beside quick answers before thinking, models write no text together."""
-        if self.limits.has_quick_answers and policy.mixes_models:
-            return False
-        return not (self.lacks_checker and policy.compares_answers)
+    def refusal_of(self, policy: Policy) -> RefusedError | None:
+        """Return the error of requests that select a policy, or None if they may select it."""
+        hint = "use another model"
+        if self.limits.has_quick_answers and policy.mixes_models:  # the quick answers are whole solutions
+            message = f"{policy.name} is not available with --think auto"
+            return RefusedError(message, hint, status=404, code="model_not_found", parameter="model")
+        if self.lacks_checker and policy.compares_answers:
+            message = "the server of the checker could not be used when this server started"
+            return RefusedError(message, hint, status=503, code="upstream_error", parameter="model")
+        return None
+
+    def context_size_of(self, policy: Policy) -> int | None:
+        """Return the number of tokens that the models of a policy can read and write, or None if it is unknown."""
+        return min((self.context_sizes[role] for role in policy.models if role in self.context_sizes), default=None)
+
+    def seed_of(self, body: "Body") -> int:
+        if body.seed is None and self.draws_seeds:
+            return secrets.randbelow(1 << 31)
+        return self.sampler.seed if body.seed is None else body.seed
 
 
 class _StreamOptions(BaseModel):
@@ -237,10 +255,9 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         reason = "must be an object" if first["type"] == "model_type" else in_plain_words(first["msg"])
         raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)
-    sampler = replace(
-        defaults.sampler,
-        **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
-    )
+    drawn = read.model_dump(include={"temperature", "top_p", "top_k", "min_p"}, exclude_none=True)
+    sampler = replace(defaults.sampler, **drawn, seed=defaults.seed_of(read))
+    ignored = [f"without effect: {read.ignored}"] if read.ignored else []
     model = _model_of(read, defaults)
     route = find_route(model, defaults)
     return ChatRequest(
@@ -250,7 +267,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         route,
         _limits(read, defaults),
         sampler,
-        defaults.warnings_of(route.policy, problem),
+        [*defaults.warnings_of(route.policy, problem), *ignored],
     )
 
 
@@ -287,7 +304,7 @@ def _limits(body: Body, defaults: Defaults) -> RoleLimits:
 def find_route(name: str, defaults: Defaults) -> Route:
     """Return the route for a model name. `arbitrage` selects the server's default route.
 
-    Raises RefusedError if the name is unknown, or the route needs a checker that cannot be used.
+    Raises RefusedError if the name is unknown, or if its policy is not offered.
     """
     try:
         if len(name) > MAX_MODEL_NAME:
@@ -295,9 +312,8 @@ def find_route(name: str, defaults: Defaults) -> Route:
         route = defaults.menu.default if name == OWN_NAME else defaults.menu.find(name)
     except UsageError as error:
         raise RefusedError(error.message, error.hint, status=404, code="model_not_found", parameter="model") from error
-    if not defaults.can_use(route.policy):
-        message = "the server of the checker could not be used when this server started"
-        raise RefusedError(message, "use another model", status=503, code="upstream_error", parameter="model")
+    if refusal := defaults.refusal_of(route.policy):
+        raise refusal
     return route
 
 

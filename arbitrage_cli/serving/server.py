@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from arbitrage_cli.errors import UsageError, os_errors
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, SolutionEvent
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request, shutting_down
@@ -119,15 +120,18 @@ class Endpoints:
         return JsonResponse({"status": "ok", **load, **intake.describe()})
 
     async def models(self, request: Request) -> Response:
-        return JsonResponse({"object": "list", "data": [self._model(name) for name in self.defaults.names]})
+        data = [self._model(name, find_route(name, self.defaults)) for name in self.defaults.names]
+        return JsonResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        find_route(name, self.defaults)
-        return JsonResponse(self._model(name))
+        return JsonResponse(self._model(name, find_route(name, self.defaults)))
 
-    def _model(self, name: str) -> Json:
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "arbitrage"}
+    def _model(self, name: str, route: Route) -> Json:
+        """Describe a model, with the size of its context as OpenRouter, vLLM and llama-server name it."""
+        size = self.defaults.context_size_of(route.policy)
+        context = {"context_length": size, "max_model_len": size, "meta": {"n_ctx": size}} if size else {}
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "arbitrage", **context}
 
     async def complete(self, request: Request) -> ASGIApp:
         chat = read_request(await _read_body(request, self.bounds), f"chatcmpl-{secrets.token_hex(12)}", self.defaults)

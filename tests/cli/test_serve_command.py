@@ -69,6 +69,18 @@ def test_usage_has_the_tokens_of_the_drafts_further_solutions() -> None:
     assert usage["draft_tokens"] == record["timing"]["draft"]["decode_tokens"]
 
 
+def test_a_list_of_models_says_how_much_they_can_read() -> None:
+    with served("--ctx", "300", "--policy", "draft", models=("--pair", "builtin")) as (_, client):
+        listed = {model["id"]: model for model in client.get("/models").json()["data"]}
+        assert {(one["context_length"], one["max_model_len"], one["meta"]["n_ctx"]) for one in listed.values()} == {
+            (300,) * 3
+        }
+        assert client.get("/models/target").json() == listed["target"]
+    with served("--task", "free", models=("--pair", "builtin")) as (_, client):
+        assert "agree" not in {model["id"] for model in client.get("/models").json()["data"]}
+        assert client.get("/models/agree").status_code == 404
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_response_warns_of_a_question_that_the_built_in_models_never_learned(*, streams: bool) -> None:
     with served(models=()) as (_, client):

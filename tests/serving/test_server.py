@@ -24,10 +24,10 @@ from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.serving.answers import StopFilter
 from arbitrage_cli.serving.limits import RequestLimits
-from arbitrage_cli.serving.requests import RefusedError, read_request
+from arbitrage_cli.serving.requests import RefusedError, find_route, read_request
 from arbitrage_cli.serving.server import Access, ServerBounds
 from arbitrage_cli.serving.worker import Intake, Ticket
-from arbitrage_cli.types import Message, Problem, RequestEnded, Thinking, Writing, Wrote
+from arbitrage_cli.types import Message, Problem, RequestEnded, RoleLimits, Thinking, Writing, Wrote
 
 KEY = "a key"
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -331,6 +331,33 @@ def test_unknown_models(client: Served, model: str) -> None:
     assert len(response.content) < 1000
 
 
+def test_each_request_without_a_seed_draws_another_one_and_reports_it() -> None:
+    for streams, reported in itertools.product((False, True), (False, True)):
+        body = {"messages": [{"role": "user", "content": "q"}], "temperature": 0.5, "stream": streams}
+        made = [read_request(json.dumps(body).encode(), "1", replace(DEFAULTS, draws_seeds=reported)) for _ in range(4)]
+        assert len({one.sampler.seed for one in made}) == (4 if reported else 1)
+        own = read_request(json.dumps({**body, "seed": 7}).encode(), "1", replace(DEFAULTS, draws_seeds=reported))
+        assert own.sampler.seed == 7
+
+
+def test_a_response_contains_the_seed_and_the_drafted_tokens(client: Served) -> None:
+    whole = client.ask(temperature=1, seed=7).json()
+    *_, last = [chunk for chunk in chunks(client.ask(temperature=1, seed=7, stream=True).iter_lines()) if chunk["choices"]]
+    assert whole["seed"] == last["seed"] == 7
+    assert whole["timings"] == last["timings"]
+    assert 0 <= whole["timings"]["draft_n_accepted"] < whole["timings"]["draft_n"] == whole["usage"]["draft_tokens"]
+    assert "seed" not in client.ask().json()
+
+
+def test_beside_quick_answers_no_policy_writes_with_both_models() -> None:
+    quick = replace(SHORT, thinking=Thinking(False)), replace(LONG, thinking=Thinking(True))
+    defaults = replace(DEFAULTS, limits=RoleLimits(*quick))
+    with pytest.raises(RefusedError) as caught:
+        find_route("entropy", defaults)
+    assert (caught.value.status, caught.value.code, "checker" in caught.value.message) == (404, "model_not_found", False)
+    assert find_route("target", defaults).policy.name == "target"
+
+
 def test_unknown_fields_are_ignored_and_listed(client: Served) -> None:
     nothing = {
         "n": 1,
@@ -350,8 +377,12 @@ def test_unknown_fields_are_ignored_and_listed(client: Served) -> None:
     assert "x-arbitrage-ignored" not in answer.headers
     unknown: dict[str, Any] = {"reasoning": {"max_tokens": 500}, "a,\r\nb: \xe9": 1, "x" * 500: 1}
     template = {"chat_template_kwargs": {"enable_thinking": False, "other": 1}}
+    assert "warnings" not in answer.json()
     for stream in (False, True):
         response = client.ask(stream=stream, **fields, **template, **unknown)
+        found = [chunk["warnings"] for chunk in chunks(response.iter_lines()) if "warnings" in chunk] if stream else []
+        (warning,) = found[0] if stream else response.json()["warnings"]
+        assert "frequency_penalty" in warning
         assert (text_of_stream(response) if stream else text_of(response)) == text_of(answer)
         assert response.headers["x-arbitrage-ignored"].split(", ") == [
             "repeat_penalty", "frequency_penalty", "logit_bias", "reasoning", "a???b:??", "x" * 40, "chat_template_kwargs.other"

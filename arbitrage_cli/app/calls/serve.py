@@ -24,8 +24,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CHARS_PER_TOKEN = 16  # above the average of any text
 
 
-def serve_pair(open_session: OpenSession, options: ServerOptions, display: Display) -> None:
+def serve_pair(open_session: OpenSession, options: ServerOptions, display: Display, *, draws_seeds: bool = False) -> None:
     """Answer requests until a signal arrives, then finish open requests. The server's URL is printed to standard output.
+
+    If `draws_seeds` is true, each request without a seed is sampled with another one.
 
     Raises UsageError if the key or the address cannot be used, and the same errors as `Session` and `Service.run`.
     """
@@ -35,7 +37,7 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
         access = Access(key, _accepted_hosts(bound, options, key))
         session = stack.enter_context(open_session(display))
         session.load()
-        defaults = _defaults(session)
+        defaults = replace(_defaults(session), draws_seeds=draws_seeds)
         limits = RequestLimits(session.concurrency, options.queue, session.models.servers)
         worker = Worker(session.models.scheduler(), session.scorer, limits)
         service = Service(worker, defaults, ServerBounds(options.timeout), access)
@@ -55,14 +57,15 @@ def serve_pair(open_session: OpenSession, options: ServerOptions, display: Displ
 
 
 def _defaults(session: Session) -> Defaults:
-    max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.by_role.values())
+    sizes = {role: model.card.context_size for role, model in session.models.by_role.items()}
     return Defaults(
         session.menu(),
         session.limits,
         _limits_with(session, Thinking(True)),
         _limits_with(session, Thinking(False)),
         session.decided.settings.sampler,
-        max_chars,
+        CHARS_PER_TOKEN * min(sizes.values()),
+        context_sizes=sizes,
         thinking_pair=session.plan.thinking_pair,
         lacks_checker=session.lacks_checker,
         warnings_of=lambda policy, problem: session.warnings_of(session.models.by_role.keys() & policy.models)(problem),
