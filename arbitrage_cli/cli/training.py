@@ -131,5 +131,5 @@ def train(
         write_json(router.card.to_json())
     else:
         write_card(router.card.to_json(), sys.stdout, sha256=router.sha256)
-    report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")
+    report(f"wrote {output_file}; to show its card: arbitrage models info {output_file}")
     report(f"to measure it: arbitrage bench --pair NAME --dataset OTHERS.jsonl --router {output_file}")

@@ -66,7 +66,7 @@ class CommandDisplay:
         self._view: SolveView | RunView | None = None
 
     def loading(self, activity: str, name: str, fraction: float | None = None) -> None:
-        is_partial = fraction is not None and fraction < 1.0  # after the file is read, the model is not yet ready
+        is_partial = fraction is not None and 0.0 < fraction < 1.0  # a model of which all is read is not yet ready
         text = wording.loading(activity, name, fraction if is_partial else None)
         self._show_work(text, at_once=self._screen.is_live and not is_partial)
 

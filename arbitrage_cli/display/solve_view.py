@@ -164,7 +164,8 @@ class SolveView:
         ending = wording.ending(finished)
         if found and not ending and self._run.answers_follow and self._run.concurrency == 1:
             return []
-        parts = [("no answer found", "yellow")] if self._run.needs_answer else []
+        can_be_computed = any(map(str.isdigit, finished.trace.problem.question))  # unlike "What is the capital of France?"
+        parts = [("no answer found", "yellow")] if self._run.needs_answer and can_be_computed else []
         if found:
             parts = [("answer ", "bold"), (wording.in_one_line(found), "bold green")]
         if ending:

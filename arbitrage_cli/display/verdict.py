@@ -90,7 +90,8 @@ def _by_bounds(figures: RunFigures, verdict: Verdict) -> str:
     return (
         f"{opening} on this machine{reason}. {beside} This follows from the token costs; no problem was solved. A pair is "
         f"usually worth using if a target token costs at least about {GOOD_RATIO:g} draft tokens, for example with a draft of "
-        "0.5 and a target of 7 billion parameters. Use the target alone."
+        "0.5 and a target of 7 billion parameters (which pairs: arbitrage guide models). Use the target alone, or a smaller "
+        "draft. If the target can think, try `--think auto`."
     )
 
 

@@ -110,7 +110,7 @@ def test_a_line_about_loading_does_not_stay(monkeypatch: pytest.MonkeyPatch, the
 def test_a_pipe_receives_a_line_about_a_long_phase_every_few_seconds() -> None:
     stream, clock = io.StringIO(), Clock()
     display = CommandDisplay(PlainScreen(stream), io.StringIO(), clock=clock)
-    for seconds, fraction in ((0.1, 0.0), (4.8, 0.4), (0.2, 0.5), (4.8, 0.8), (0.2, 1.0)):
+    for seconds, fraction in ((5.1, 0.0), (4.8, 0.4), (0.3, 0.5), (4.8, 0.8), (0.3, 1.0)):
         clock.now += seconds
         display.loading("loading target", "large.gguf", fraction)
     display.loading("measuring target, up to 5 s", "large.gguf")
@@ -119,6 +119,7 @@ def test_a_pipe_receives_a_line_about_a_long_phase_every_few_seconds() -> None:
     clock.now += 6.0
     display.fetching(FileProgress("hashing", "large.gguf", 10**9, 2 * 10**9))
     assert stream.getvalue().splitlines() == [
+        "loading target: large.gguf",
         "loading target: 50% of large.gguf",
         "loading target: large.gguf",
         "measuring draft and target, up to 10 s: small.gguf and large.gguf",
@@ -195,13 +196,19 @@ def test_a_terminal_of_unknown_size_is_not_a_narrow_one(make_view: MakeView) -> 
     assert any("0.20 ≤ 1.00" in line for line in view.screen.lines)
 
 
-@pytest.mark.parametrize("needs_answer", [False, True])
-def test_only_a_solution_that_needs_an_answer_lacks_one(make_view: MakeView, *, needs_answer: bool) -> None:
+@pytest.mark.parametrize(
+    ("needs_answer", "question", "lacks_one"),
+    [(True, QUESTION, True), (False, QUESTION, False), (True, "What is the capital of France?", False)],
+)
+def test_only_a_solution_that_needs_an_answer_lacks_one(
+    make_view: MakeView, *, needs_answer: bool, question: str, lacks_one: bool
+) -> None:
+    """A question without a number has nothing to compute."""
     view = make_view(run=replace(RUN, needs_answer=needs_answer))
-    trace = view.start()
+    trace = view.start(question)
     view.decide(trace, accept("A router hums softly.", stop="end"))
     view.display.handle(finish(trace))
-    assert ("no answer found" in view.screen.text) == needs_answer
+    assert ("no answer found" in view.screen.text) == lacks_one
 
 
 @pytest.mark.parametrize(

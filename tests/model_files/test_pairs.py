@@ -20,7 +20,8 @@ from arbitrage_cli.model_files.pairs import (
 
 def test_shipped_pairs() -> None:
     pairs = read_pairs()
-    assert set(pairs) == {"builtin", "builtin-thinking", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
+    built_in, qwen = {"builtin", "builtin-thinking"}, {"qwen3", "qwen2.5-math", "qwen2.5-math-3bit", "qwen2.5-coder"}
+    assert set(pairs) == built_in | qwen | {"llama3", "gemma3"}
     for pair in pairs.values():
         assert pair.notes
         for source in (pair.draft.source, pair.target.source):
