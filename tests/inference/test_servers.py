@@ -18,7 +18,7 @@ import httpx2
 import numpy as np
 import pytest
 from cli import TIMEOUT
-from fake_server import KINDS, REFUSED, SILENT, Answer, Body, HashServer, Kind, on_loopback, opened_model, storm
+from fake_server import CONTINUES, KINDS, REFUSED, SILENT, Answer, Body, HashServer, Kind, on_loopback, opened_model, storm
 from hash_language import SHORT, HashBackend, events_of, finished_of, solve, texts
 from hurry import module_of
 from processes import awaited
@@ -482,6 +482,7 @@ def test_the_reason_for_which_a_server_does_not_render_a_conversation_is_shown()
 
 
 STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]}], is_streamed=True, stalls=True)
+ONLY_COMMENTS = replace(STALLED, objects=[])
 SILENT_LATER = replace(STALLED, stalls=False, falls_silent=True)
 
 
@@ -775,9 +776,11 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(
     assert len(caplog.records) == 2  # it is gone, it is back
 
 
-@pytest.mark.parametrize("fault", [Answer([], REFUSED), Answer([], SILENT), Answer([{}], 503, {"Retry-After": "0.05"})])
+@pytest.mark.parametrize(
+    "fault", [Answer([], REFUSED), Answer([], SILENT), ONLY_COMMENTS, Answer([{}], 503, {"Retry-After": "0.05"})]
+)
 def test_a_server_that_stays_away_ends_the_run(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_limits(monkeypatch, MAX_DELAY=0.01, GONE_SECONDS=0.1)
+    set_limits(monkeypatch, MAX_DELAY=0.01, GONE_SECONDS=0.1, CHUNK_SECONDS=0.05)
     server = HashServer()
     server.seconds = 0.05 if fault.status == SILENT else 0.0
     with pytest.raises(ServerError):
@@ -804,13 +807,48 @@ def asked_by_serve(
     return errors
 
 
-@pytest.mark.parametrize("fault", [Answer([], REFUSED), Answer([], SILENT), SILENT_LATER], ids=["gone", "silent", "stalls"])
+@pytest.mark.parametrize(
+    "fault",
+    [Answer([], REFUSED), Answer([], SILENT), SILENT_LATER, STALLED, ONLY_COMMENTS],
+    ids=["gone", "silent", "stalls", "comments later", "comments"],
+)
 def test_serve_gives_up_a_server_that_is_unreachable_or_silent(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     set_limits(monkeypatch, SERVING_SECONDS=0.1)
     began = time.monotonic()
     (error,) = asked_by_serve(HashServer(), fault, silence=0.1)
     assert isinstance(error, ServerError)
     assert time.monotonic() - began < 10
+
+
+def test_a_response_that_is_only_announced_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = HashServer()
+    with on_loopback(server) as address, contextlib.closing(Connection(serving_silence=0.1)) as connection:
+        writer = rendered("target", open_served(connection, ServedSource(Address.parse(address))))
+        server.faults = lambda: Answer([], CONTINUES)
+        began = time.monotonic()
+        with pytest.raises(ServerError):
+            solve({"target": writer}, PROBLEMS[:1], "target")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_fewer_problems_at_once_are_advised_only_if_there_were_several(concurrency: int) -> None:
+    failed = Answer([{"choices": []}], is_streamed=True, cut=0)
+    server = HashServer()
+    server.seconds = 0.02  # so that requests overlap
+    for finished in finished_by(server, PROBLEMS[:2], faults=lambda: failed, concurrency=concurrency):
+        assert isinstance(finished.error, ServerRequestError)
+        assert ("--concurrency" in finished.error.hint) == (concurrency == 2)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Text/Event-Stream", "text/event-stream ; charset=utf-8", "text/event-stream;charset=latin-1"]
+)
+def test_an_event_stream_is_recognised_however_its_type_is_written(kind: str) -> None:
+    server = HashServer()
+    server.content_type = kind
+    (finished,) = finished_by(server)
+    assert texts({"0": finished.trace}) == texts(solve(here(), PROBLEMS[:1], "target"))
 
 
 def test_serve_waits_for_a_server_that_reads_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

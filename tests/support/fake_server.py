@@ -33,6 +33,7 @@ KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp")
 Body = dict[str, Any]
 REFUSED, SILENT = 0, -1  # instead of a status: no connection or a broken one, or no answer in time
 GARBAGE = 1  # instead of a status: an answer that is not JSON
+CONTINUES = 100  # instead of a status: `100 Continue`, for ever (on loopback)
 
 
 @dataclass
@@ -64,6 +65,7 @@ class HashServer:
         self.faulty_paths: tuple[str, ...] = ("/completions", "/completion")  # their ends
         self.seconds = 0.0
         self.tokens_per_chunk = 1  # of a stream
+        self.content_type = "text/event-stream"
         self.num_stalling = self.num_connections = 0
         self.counts: Counter[str] = Counter()
         self.bodies: list[Body] = []
@@ -310,7 +312,7 @@ def transport(server: HashServer) -> httpx2.MockTransport:
             raise httpx2.ConnectError("refused") if answer.status == REFUSED else httpx2.ReadTimeout("silent")
         if not answer.is_streamed:
             return httpx2.Response(answer.status, json=answer.objects[0], headers=answer.headers)
-        headers = {"content-type": "text/event-stream"}
+        headers = {"content-type": server.content_type}
         content = _comments(answer, server) if answer.stalls else _events(answer)
         return httpx2.Response(answer.status, content=content, headers=headers)
 
@@ -355,7 +357,7 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
 
 
 def _lines(answer: Answer) -> Iterator[bytes]:
-    yield b": a comment, as OpenRouter sends\n\n"
+    yield b": a comment, as OpenRouter sends\n\nid: 1\nretry: 1000\ndata:\n\nevent: ping\n\n"
     for chunk in answer.objects[: answer.cut]:
         yield f"data: {json.dumps(chunk)}\n\n".encode()
     if answer.cut is None and not answer.falls_silent:
@@ -403,6 +405,9 @@ def on_loopback(server: HashServer) -> Iterator[str]:
             if answer.status in (REFUSED, SILENT):
                 self.close_connection = True
                 return
+            if answer.status == CONTINUES:
+                self._continue()
+                return
             lines = [*_lines(answer)] if answer.is_streamed else [json.dumps(answer.objects[0]).encode()]
             if answer.status == GARBAGE:
                 lines = [b"\x00\xff{" * 20]
@@ -418,6 +423,12 @@ def on_loopback(server: HashServer) -> Iterator[str]:
             if answer.falls_silent:
                 released.wait()
             self.close_connection = self.close_connection or answer.cut is not None
+
+        def _continue(self) -> None:
+            self.close_connection = True
+            with contextlib.suppress(ConnectionError):  # the client has left
+                while not released.wait(0.01):
+                    self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
         def log_message(self, *arguments: object) -> None:
             pass

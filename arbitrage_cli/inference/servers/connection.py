@@ -12,7 +12,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -142,6 +142,8 @@ class Server:
     def __post_init__(self) -> None:
         self._probing = RunPatience(self.name)
         self._patience: Patience = self._probing
+        self._topics: set[str] = set()
+        self._is_shared = False  # several problems are asked at once
         if self.connection.serving_silence is not None:
             self._patience = ServePatience(self.name, self.connection.serving_silence)
 
@@ -163,21 +165,24 @@ class Server:
         import httpx2
 
         size = 0
+        silence, _ = self._limits(topic, streams=True)
         async with self._sent(path, body, topic, streams=True) as response:
-            if (kind := response.headers.get("Content-Type", "nothing").partition(";")[0]) != "text/event-stream":
+            kind = response.headers.get("Content-Type", "nothing").partition(";")[0].strip()
+            if kind.lower() != "text/event-stream":
                 raise ServerRequestError(f"{self.name} does not stream its responses (it sent {self.shown(kind)})")
+            response.encoding = "utf-8"  # of all event streams, whatever their header says
             async with aclosing(aiter(httpx2.EventSource(response))) as events:  # type: ignore[type-var]
-                async for event in events:
-                    size += len(event.data)
+                while data := await _within(silence, _next_data(events)):
+                    size += len(data)
                     if size > MAX_ANSWER_BYTES:
                         raise RetryableError("sent too long a response")
-                    if event.data == "[DONE]":
+                    if data == "[DONE]":
                         # Only a response that was read to its end leaves its connection open.
                         with contextlib.suppress(TimeoutError, httpx2.RequestError):
                             async with asyncio.timeout(DONE_SECONDS):
                                 await anext(events, None)
                         return
-                    yield self._parsed(event.data, read)
+                    yield self._parsed(data, read)
 
     @contextlib.asynccontextmanager
     async def _sent(
@@ -196,23 +201,29 @@ class Server:
         url = self.address.url(path)
         sending = client.stream(method, url, json=body, headers=headers, timeout=timeout)
         began = time.monotonic()
+        self._topics.add(topic)
+        self._is_shared = self._is_shared or len(self._topics) > 1
         try:
-            async with asyncio.timeout(seconds), sending as response:
+            async with asyncio.timeout(seconds), contextlib.AsyncExitStack() as stack:
+                response = await _within(silence, stack.enter_async_context(sending))
                 await self._check(response)
                 yield response
         except TimeoutError:
             message = f"{self.name} did not complete a response within {seconds:g} s"
-            hint = "check that the server is not overloaded, or lower --concurrency or --max-step-tokens"
+            fewer = "--concurrency or --max-step-tokens" if self._is_shared else "--max-step-tokens"
+            hint = f"check that the server is not overloaded, or lower {fewer}"
             raise ServerRequestError(message, hint, status=TIMEOUT) from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             reason = f"is unreachable ({str(error) or type(error).__name__})"
             raise RetryableError(reason, is_down=True, waited=time.monotonic() - began) from None
         except httpx2.TimeoutException:
-            raise RetryableError(f"sent nothing for {silence:g} s", is_down=True, status=TIMEOUT) from None
+            raise _silent(silence) from None
         except httpx2.RequestError as error:
             raise RetryableError(f"interrupted a response ({self.shown(error) or type(error).__name__})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:
             raise ServerError(f"invalid server address {self.name}: {error}", "correct the address") from None
+        finally:
+            self._topics.discard(topic)
 
     def _limits(self, topic: str, *, streams: bool) -> tuple[float, float]:
         """Return the maximum seconds between two chunks of a response, and of the whole response."""
@@ -289,12 +300,34 @@ class Server:
             try:
                 result = await work()
             except RetryableError as failure:
+                tries.is_shared = self._is_shared
                 delay = patience.delay(failure, tries)
             else:
                 patience.note_end()
                 return result
             await asyncio.sleep(delay)
             restart()
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> T:
+    """Raise RetryableError if the work takes longer: a server may send parts without meaning forever."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        raise _silent(seconds) from None
+
+
+def _silent(seconds: float) -> RetryableError:
+    return RetryableError(f"sent nothing for {seconds:g} s", is_down=True, status=TIMEOUT)
+
+
+async def _next_data(events: "AsyncIterator[httpx2.ServerSentEvent]") -> str:
+    """Return the data of the next event that has any, or nothing at the end. Some servers send empty events as well."""
+    async for event in events:
+        if event.data:
+            return event.data
+    return ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

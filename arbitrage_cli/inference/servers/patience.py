@@ -51,11 +51,13 @@ class RetryableError(Exception):
 class Tries:
     """The tries of one piece of work, of which `num_counted` failed while the server could be reached.
 
-    A probe, which tests a server, is repeated a few times, and only if the server responds.
+    A probe, which tests a server, is repeated a few times, and only if the server responds. `is_shared` is true if several
+    problems are sent to the server at once.
     """
 
     began: float
     is_probe: bool = False
+    is_shared: bool = False
     number: int = 0
     num_counted: int = 0
     failing_since: float = 0.0
@@ -129,7 +131,9 @@ class RunPatience:
         return failure.retry_after + _backoff(tries, MAX_DELAY)
 
     def _gave_up(self, failure: RetryableError, tries: Tries) -> ServerRequestError:
-        usual = "check the address and that the server is running" if tries.is_probe else "lower --concurrency"
+        usual = "lower --concurrency" if tries.is_shared else "check that the server is not overloaded"
+        if tries.is_probe:
+            usual = "check the address and that the server is running"
         message = f"{'' if tries.is_probe else f'{tries.number} tries failed: '}{self.server} {failure}"
         return ServerRequestError(message, usual if failure.is_down or not failure.status else "", status=failure.status)
 
