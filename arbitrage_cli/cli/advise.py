@@ -92,7 +92,7 @@ def _showing_lines() -> Iterator[None]:
 
 
 def _show_saved(result: "Advice", output: OutputOptions) -> None:
-    """Report the pair that was saved, or why there is none. Raises PairNotSavedError if the file could not be written."""
+    """Report the pair that was saved, or why none was saved. Raises PairNotSavedError if the file could not be written."""
     if result.not_saved:
         with _showing_lines():
             raise result.not_saved

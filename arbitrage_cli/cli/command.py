@@ -78,7 +78,7 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
 
 @contextlib.contextmanager
 def _naming_origins(context: typer.Context) -> Iterator[None]:
-    """Convert each UsageError about an option to one whose message names the flag, variable or file that set the option."""
+    """Add the flag, variable or file that set an option to the message of each UsageError about it."""
     try:
         yield
     except UsageError as error:

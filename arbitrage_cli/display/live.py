@@ -51,7 +51,7 @@ class LiveScreen:
         return live
 
     def _region_rows(self, region: Sequence[Line]) -> list[Text]:
-        """Return the rows of the region, which leave one row of the terminal free.
+        """Return the rows of the region, at most one fewer than the terminal has.
 
         A line of one row is truncated. Of other lines, the last rows are shown if there is room.
         """

@@ -295,7 +295,7 @@ class Scheduler:
             writing = [request]
         elif isinstance(request, tuple):
             writing = request
-        flight.abandoned += self._stop(flight, but=[one.model for one in writing])
+        flight.abandoned += self._stop(flight, keeping=[one.model for one in writing])
         if (check := flight.trace.check) and not earlier:
             yield Checked(flight.trace, check)
         for decision in flight.trace.decisions[flight.num_reported :]:
@@ -330,9 +330,10 @@ class Scheduler:
             return None
         return request
 
-    def _stop(self, flight: _InFlight, but: Collection[ModelRole] = ()) -> list[Step]:
-        """Stop the models. Return the steps that nobody waits for: those that a server wrote ahead, and unfinished ones."""
-        return [step for role, one in flight.opened.items() if role not in but for step in one.stop(flight.slot)]
+    def _stop(self, flight: _InFlight, keeping: Collection[ModelRole] = ()) -> list[Step]:
+        """Stop the models, except those in `keeping`. Return the abandoned steps: unfinished ones, or written ahead by a server."""
+        stopped = [one for role, one in flight.opened.items() if role not in keeping]
+        return [step for one in stopped for step in one.stop(flight.slot)]
 
     def _write(self, flight: _InFlight, requests: Sequence[WriteStep]) -> Iterator[Event]:
         """Start the steps of models that are not writing."""

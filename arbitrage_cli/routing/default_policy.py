@@ -1,4 +1,4 @@
-"""Chooses the policy of commands and calls that run one policy: the one that the user named or, if there is none, a default.
+"""Chooses the policy of commands and calls that run one policy: the user's choice or, without one, a default.
 
 The rule is a table: the first row that applies decides. It is a pure function of a `Situation`. Nothing else chooses a
 default policy, and nothing about it is remembered between commands: to keep a policy, name it in pairs.toml.

@@ -26,7 +26,7 @@ class FlowSettings:
 
     @property
     def known_tau(self) -> float:
-        """Raises ValueError if there is no tau."""
+        """The tau. Raises ValueError if the policy has none."""
         if self.tau is None:
             raise ValueError("the policy needs a tau")
         return self.tau

@@ -780,7 +780,7 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(
     "fault", [Answer([], REFUSED), Answer([], SILENT), ONLY_COMMENTS, Answer([{}], 503, {"Retry-After": "0.05"})]
 )
 def test_a_server_that_stays_away_ends_the_run(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_limits(monkeypatch, MAX_DELAY=0.01, GONE_SECONDS=0.1, CHUNK_SECONDS=0.05)
+    set_limits(monkeypatch, MAX_DELAY=0.01, GONE_SECONDS=0.1, CHUNK_SECONDS=0.05, WHOLE_SECONDS=5.0)
     server = HashServer()
     server.seconds = 0.05 if fault.status == SILENT else 0.0
     with pytest.raises(ServerError):
@@ -813,7 +813,7 @@ def asked_by_serve(
     ids=["gone", "silent", "stalls", "comments later", "comments"],
 )
 def test_serve_gives_up_a_server_that_is_unreachable_or_silent(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_limits(monkeypatch, SERVING_SECONDS=0.1)
+    set_limits(monkeypatch, SERVING_SECONDS=0.1, WHOLE_SECONDS=5.0)
     began = time.monotonic()
     (error,) = asked_by_serve(HashServer(), fault, silence=0.1)
     assert isinstance(error, ServerError)
@@ -821,6 +821,7 @@ def test_serve_gives_up_a_server_that_is_unreachable_or_silent(fault: Answer, mo
 
 
 def test_a_response_that_is_only_announced_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_limits(monkeypatch, CONNECT_SECONDS=0.1, WHOLE_SECONDS=5.0)
     server = HashServer()
     with on_loopback(server) as address, contextlib.closing(Connection(serving_silence=0.1)) as connection:
         writer = rendered("target", open_served(connection, ServedSource(Address.parse(address))))
@@ -847,8 +848,9 @@ def test_fewer_problems_at_once_are_advised_only_if_there_were_several(concurren
 def test_an_event_stream_is_recognised_however_its_type_is_written(kind: str) -> None:
     server = HashServer()
     server.content_type = kind
-    (finished,) = finished_by(server)
-    assert texts({"0": finished.trace}) == texts(solve(here(), PROBLEMS[:1], "target"))
+    written = Answer([{"choices": [{"text": "é", "finish_reason": "stop"}]}], is_streamed=True)
+    (finished,) = finished_by(server, faults=lambda: written)
+    assert (finished.error, finished.trace.text) == (None, "é")
 
 
 def test_serve_waits_for_a_server_that_reads_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -359,7 +359,7 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
 def _lines(answer: Answer) -> Iterator[bytes]:
     yield b": a comment, as OpenRouter sends\n\nid: 1\nretry: 1000\ndata:\n\nevent: ping\n\n"
     for chunk in answer.objects[: answer.cut]:
-        yield f"data: {json.dumps(chunk)}\n\n".encode()
+        yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
     if answer.cut is None and not answer.falls_silent:
         yield b"data: [DONE]\n\n"
 

@@ -113,7 +113,7 @@ def _to_measure(paths: ByRole[str], known: ByRole[Tuned]) -> dict[ModelRole, str
 
 
 def _changes_of(before: ByRole[Tuned], now: ByRole[Tuned]) -> str:
-    """Return the differences between disturbed costs and good ones, or "" if there are none of both."""
+    """Return how good costs differ from the disturbed ones that they replace, or "" if they do not differ."""
     replaced = [role for role, one in before.items() if one.is_disturbed and not now[role].is_disturbed]
     ratios = [pair.token_ratio for costs in (before, now) if (pair := _pair_of(costs))]
     found = [

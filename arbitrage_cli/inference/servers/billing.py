@@ -44,7 +44,7 @@ class Bill:
         self.usage = usage or self.usage
 
     def note_end(self, step: ReceivedStep) -> None:
-        """Charge the step what its response used, without the tokens of the response's earlier steps."""
+        """Charge the step for the tokens that its response used, without those of the response's earlier steps."""
         usage = self.usage_so_far
         if usage and self.prompt:
             num_own = max(0, usage.cost.decode_tokens - step.num_earlier)

@@ -142,8 +142,8 @@ class Server:
     def __post_init__(self) -> None:
         self._probing = RunPatience(self.name)
         self._patience: Patience = self._probing
-        self._topics: set[str] = set()
-        self._is_shared = False  # several problems are asked at once
+        self._topics: set[str] = set()  # of the requests that are in flight
+        self._is_shared = False  # whether requests for several problems were ever in flight at once
         if self.connection.serving_silence is not None:
             self._patience = ServePatience(self.name, self.connection.serving_silence)
 
@@ -196,16 +196,19 @@ class Server:
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         client = self.connection.client(topic, may_use_proxy=not self.address.is_private)  # a proxy would see the key
-        timeout = httpx2.Timeout(silence, connect=min(CONNECT_SECONDS, silence), pool=None)
+        connecting = min(CONNECT_SECONDS, silence)
+        timeout = httpx2.Timeout(silence, connect=connecting, pool=None)
         method = "GET" if body is None else "POST"
         url = self.address.url(path)
         sending = client.stream(method, url, json=body, headers=headers, timeout=timeout)
         began = time.monotonic()
-        self._topics.add(topic)
+        if topic:
+            self._topics.add(topic)
         self._is_shared = self._is_shared or len(self._topics) > 1
         try:
             async with asyncio.timeout(seconds), contextlib.AsyncExitStack() as stack:
-                response = await _within(silence, stack.enter_async_context(sending))
+                # The whole head of a response, because httpx2 waits for each part of it: `100 Continue` may come forever.
+                response = await _within(connecting + silence, stack.enter_async_context(sending))
                 await self._check(response)
                 yield response
         except TimeoutError:
@@ -310,7 +313,7 @@ class Server:
 
 
 async def _within(seconds: float, work: Awaitable[T]) -> T:
-    """Raise RetryableError if the work takes longer: a server may send parts without meaning forever."""
+    """Return the result of the work. Raises RetryableError if it takes longer: a server may send empty parts forever."""
     try:
         async with asyncio.timeout(seconds):
             return await work
