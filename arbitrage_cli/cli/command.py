@@ -83,6 +83,8 @@ def _naming_origins(context: typer.Context) -> Iterator[None]:
         yield
     except UsageError as error:
         origin = origin_of(context, error.option) if error.option else None
+        if origin is None and error.option == "tau" and "@" in (context.params.get("policy") or ""):
+            origin = origin_of(context, "policy")  # which may name the tau: entropy@0.5
         if origin is None:
             raise
         raise UsageError(f"{origin}: {error.message}", error.hint) from error.__cause__

@@ -46,7 +46,7 @@ BENCH = ("bench", "--pair", "scripted", "--dataset", "two.jsonl", "-o", "run", "
         ([*SOLVE, "--policy", "entrop"], "--policy: unknown policy 'entrop'", "did you mean 'entropy'"),
         ([*SOLVE, "--tau", ""], "--tau: the value is empty", ""),
         ([*SOLVE, "--policy", "entropy@0.5", "--tau", "0.4"], "--tau: the policy has tau 0.5", ""),
-        ([*SOLVE, "--policy", "entropy@"], "invalid tau", "entropy@0.5"),
+        ([*SOLVE, "--policy", "entropy@"], "--policy: invalid tau", "entropy@0.5"),
         (["solve", "-i", "two.jsonl", "-o", "out.csv"], "--output: out.csv", "JSONL"),
         ([*BENCH, "--limit", "4-9"], "--limit: '4-9' ", ""),
         ([*BENCH, "--policy", "target", "--policy=draft"], "--policy: ", "--policy FIRST,SECOND"),
